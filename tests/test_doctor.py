@@ -1,0 +1,210 @@
+"""The doctor: what it says of healthy, incomplete and broken environments."""
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Dict, List
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / 'tools'
+PARTS = ('bootstrap', 'bootstrap.stack', 'bootstrap.project_env', 'doctor')
+LIBGL = 'ImportError: libGL.so.1: cannot open shared object file: No such file or directory'
+SYMBOL = 'ImportError: _ext.so: undefined symbol: _ZN3c105ErrorC2ENS'
+NMS = 'RuntimeError: operator torchvision::nms does not exist'
+OTHER_PYTHON = '/env/bin/python'
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The doctor's modules, freshly imported; tools/ is on the path for this test only."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    for name in PARTS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = {name.split('.')[-1]: importlib.import_module(name) for name in PARTS}
+    for name in PARTS:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    return SimpleNamespace(**found)
+
+
+def healthy(tools: SimpleNamespace, family: str = 'OneDL') -> Dict[str, Any]:
+    """Records of an environment in which everything imports."""
+    names = list(tools.stack.FAMILIES[family].values()) + ['torch', 'torchvision', 'numpy']
+    pins = tools.stack.pins()
+    modules = {name: {'name': name, 'version': '1.0', 'path': f'/env/{name}.py'}
+               for name in tools.doctor.NEEDED + tools.doctor.OPTIONAL}
+    modules['torch'].update(version='2.12.1+cu130', cuda='13.0', gpu=None)
+    modules['torchvision'].update(version='0.27.1+cu130')
+    modules['mmcv.ops'].update(cuda='not available')
+    return {'distributions': {name: pins.get(name, '1.0') for name in names}, 'modules': modules}
+
+
+def findings(
+    tools: SimpleNamespace,
+    environment: Dict[str, Any],
+    python: str = OTHER_PYTHON,
+    **errors: str,
+) -> Dict[str, Any]:
+    """Subject -> finding, where some imports fail; `mmcv__ext` stands for `mmcv._ext`."""
+    modules = environment['modules']
+    for name, error in errors.items():
+        name = name.replace('mmcv__', 'mmcv._')
+        modules[name] = {'name': name, 'error': error}
+    facts = tools.stack.Facts(python, (3, 11, 7), environment['distributions'], modules)
+    tools.stack.gather = lambda *args: facts
+    return {one.subject: one for one in tools.doctor.examine(python)}
+
+
+def broken(report: Dict[str, Any]) -> List[str]:
+    return [subject for subject, one in report.items() if one.level == 'broken']
+
+
+@pytest.mark.parametrize('family', ['OneDL', 'upstream'])
+def test_a_healthy_environment_of_either_family_has_nothing_broken(
+    tools: SimpleNamespace, family: str, capsys: pytest.CaptureFixture,
+) -> None:
+    report = findings(tools, healthy(tools, family))
+    assert not broken(report) and report['family'].text.startswith(family)
+    assert tools.doctor.report(list(report.values())) == 0
+    assert '/env/mmcv.py' in capsys.readouterr().out
+
+
+def test_something_broken_gives_a_non_zero_exit(
+    tools: SimpleNamespace, capsys: pytest.CaptureFixture,
+) -> None:
+    report = findings(tools, healthy(tools), torch="ModuleNotFoundError: No module named 'torch'")
+    assert tools.doctor.report(list(report.values())) == 1
+    assert 'mend: /env/bin/python -m pip install torch' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('cause, error', [
+    ('torch', "ModuleNotFoundError: No module named 'torch'"), ('cv2', LIBGL)])
+def test_packages_that_fail_for_the_same_reason_point_to_the_first(
+    tools: SimpleNamespace, cause: str, error: str,
+) -> None:
+    report = findings(tools, healthy(tools), mmengine=error, **{cause: error})
+    assert report['mmengine'].text == f'needs {cause}, see there'
+    assert report[cause].remedy and not report['mmengine'].remedy
+
+
+@pytest.mark.parametrize('module, error, words, command', [
+    ('cv2', LIBGL, 'libGL.so.1', 'sudo apt-get install -y libgl1'),
+    ('mmcv__ext', SYMBOL, 'another torch', '--no-cache-dir --no-binary onedl-mmcv'),
+    ('mmcv__ext', "ModuleNotFoundError: No module named 'mmcv._ext'", 'without its compiled ops',
+     '--no-cache-dir --no-binary onedl-mmcv'),
+    ('torchvision', NMS, 'another torch', 'torchvision==0.27.*'),
+    ('mmdet', "ModuleNotFoundError: No module named 'pkg_resources'", 'setuptools 82',
+     'setuptools>=80,<82'),
+    ('mmdet', "ModuleNotFoundError: No module named 'shapely'", 'does not import',
+     'pip install shapely'),
+    ('mmseg', 'AssertionError: MMCV==2.2.0 is used but incompatible', 'mmcv >=2.0.0,<2.2.0',
+     '--no-binary onedl-mmcv'),
+])
+def test_each_known_failure_has_its_command(
+    tools: SimpleNamespace, module: str, error: str, words: str, command: str,
+) -> None:
+    report = findings(tools, healthy(tools), **{module: error})
+    finding = report[module.replace('mmcv__', 'mmcv._')]
+    assert finding.level == 'broken' and words in finding.text
+    assert command in finding.remedy
+
+
+def test_the_upstream_family_gets_upstream_commands(tools: SimpleNamespace) -> None:
+    report = findings(tools, healthy(tools, 'upstream'), mmcv__ext=SYMBOL)
+    assert '--no-binary mmcv "mmcv>=2.1.0,<2.2.0"' in report['mmcv._ext'].remedy
+
+
+def test_in_the_project_environment_one_command_repairs(tools: SimpleNamespace) -> None:
+    python = str(tools.project_env.PYTHON)
+    report = findings(tools, healthy(tools), python, mmcv__ext=SYMBOL, cv2=LIBGL)
+    for module in ('mmcv._ext', 'cv2'):
+        assert report[module].remedy == 'python3 tools/environment.py --repair'
+
+
+def test_parts_of_a_missing_package_are_not_reported_again(tools: SimpleNamespace) -> None:
+    missing = "ModuleNotFoundError: No module named 'mmcv'"
+    environment = healthy(tools)
+    environment['modules']['mmcv.ops'] = {'name': 'mmcv.ops', 'error': missing}
+    report = findings(tools, environment, mmcv=missing, mmcv__ext=missing)
+    assert broken(report) == ['mmcv']
+
+
+def test_an_optional_package_may_be_missing(tools: SimpleNamespace) -> None:
+    report = findings(tools, healthy(tools), mmseg="ModuleNotFoundError: No module named 'mmseg'")
+    assert report['mmseg'].level == 'note' and not broken(report)
+    assert report['mmseg'].remedy.endswith('pip install onedl-mmsegmentation')
+
+
+def test_both_families_and_none_name_both_ways_out(tools: SimpleNamespace) -> None:
+    both = healthy(tools)
+    both['distributions'].update({'mmcv': '2.1.0', 'mmdet': '3.3.0'})
+    finding = findings(tools, both)['family']
+    assert finding.level == 'broken' and 'overwrite each other' in finding.text
+    assert 'uninstall -y mmcv mmdet onedl-mmcv' in finding.remedy
+    assert '".[onedl]"' in finding.remedy and '".[upstream]"' in finding.remedy
+    none = dict(healthy(tools), distributions={})
+    finding = findings(tools, none)['family']
+    assert '".[onedl]"' in finding.remedy and '".[upstream]"' in finding.remedy
+
+
+def test_another_version_of_the_stack_is_noted(tools: SimpleNamespace) -> None:
+    environment = healthy(tools)
+    environment['distributions']['onedl-mmcv'] = '2.3.5'
+    finding = findings(tools, environment)['versions']
+    assert finding.level == 'note' and 'onedl-mmcv 2.3.5 (tested: 2.3.6)' in finding.text
+
+
+def test_torchvision_of_another_flavour_is_broken(tools: SimpleNamespace) -> None:
+    environment = healthy(tools)
+    environment['modules']['torch']['version'] = '2.12.1+cpu'
+    environment['distributions']['torch'] = '2.12.1+cpu'
+    finding = findings(tools, environment)['flavour']
+    assert finding.level == 'broken'
+    assert '--index-url https://download.pytorch.org/whl/cpu' in finding.remedy
+
+
+def test_cpu_ops_beside_a_gpu_are_broken(tools: SimpleNamespace) -> None:
+    environment = healthy(tools)
+    environment['modules']['torch']['gpu'] = 'NVIDIA H100'
+    report = findings(tools, environment)
+    assert broken(report) == ['mmcv on GPU']
+    assert report['mmcv on GPU'].remedy.startswith('FORCE_CUDA=1')
+
+
+def test_a_foreign_pythonpath_is_noted(
+    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv('PYTHONPATH', '/ros/site-packages')
+    assert findings(tools, healthy(tools))['PYTHONPATH'].level == 'note'
+
+
+def test_a_module_that_crashes_python_does_not_hide_the_next(
+    tools: SimpleNamespace, tmp_path: Path,
+) -> None:
+    (tmp_path / 'crashing.py').write_text('import os; os._exit(3)')
+    (tmp_path / 'raising.py').write_text('raise OSError("no such library")')
+    (tmp_path / 'sound.py').write_text('__version__ = "1.5"')
+    env = dict(os.environ, PYTHONPATH=str(tmp_path))
+    names = ['crashing', 'raising', 'sound']
+    facts = tools.stack.gather(sys.executable, names, env)
+    assert facts.modules['crashing']['error'].startswith('Python crashed: exit status 3')
+    assert facts.modules['raising']['error'] == 'OSError: no such library'
+    assert facts.modules['sound']['version'] == '1.5'
+
+
+def test_a_python_without_anything_gets_a_report_and_no_traceback(tmp_path: Path) -> None:
+    bare = tmp_path / 'bare'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(bare)], check=True)
+    done = subprocess.run([sys.executable, str(TOOLS / 'doctor.py'), '--python',
+                           str(bare / 'bin' / 'python')], capture_output=True, text=True)
+    assert done.returncode == 1 and 'Traceback' not in done.stdout + done.stderr
+    assert 'no OpenMMLab packages' in done.stdout and 'broken: family, torch' in done.stdout
+
+
+def test_a_python_that_does_not_run_gets_a_report_too() -> None:
+    done = subprocess.run([sys.executable, str(TOOLS / 'doctor.py'), '--python', '/no/python'],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and '/no/python does not run' in done.stdout

@@ -1,0 +1,124 @@
+"""What setup.py declares and ships, and the two commands of the README."""
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Dict
+
+import pytest
+import setuptools
+from set_up_copy import ROOT, load_tools
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
+    """The arguments that setup.py gives to setuptools."""
+    given: Dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, 'setup', lambda **arguments: given.update(arguments))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / 'setup.py'))
+    return given
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """quickstart and selftest of a copied checkout whose environment is this one."""
+    found = load_tools(tmp_path)
+    monkeypatch.setattr(found.environment, 'ensure', lambda: Path(sys.executable))
+    monkeypatch.setattr(sys, 'argv', ['quickstart.py'])
+    return found
+
+
+def test_installing_the_package_pulls_no_openmmlab_distribution(declared: Dict[str, Any]) -> None:
+    assert declared['install_requires'] == ['torch>=2.1', 'einops']
+    assert declared['python_requires'] == '>=3.10'
+
+
+def test_the_extras_hold_one_family_each(declared: Dict[str, Any]) -> None:
+    onedl, upstream = (declared['extras_require'][name] for name in ('onedl', 'upstream'))
+    names = [{re.split('[=<>]', line)[0] for line in lines} for lines in (onedl, upstream)]
+    assert sum(name.startswith('onedl-') for name in names[0]) == 5
+    assert {'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain'} <= names[1]
+    assert not any(name.startswith('mm') for name in names[0])
+    assert not any(name.startswith('onedl') for name in names[1])
+
+
+def test_extras_and_constraints_agree(declared: Dict[str, Any]) -> None:
+    constraints = (ROOT / 'tools' / 'constraints-onedl.txt').read_text().splitlines()
+    extras = declared['extras_require']['onedl'] + declared['extras_require']['dev']
+    assert all(line in constraints for line in extras if '==' in line)
+
+
+def test_the_built_package_holds_configs_and_tools_where_mim_looks(tmp_path: Path) -> None:
+    for folder in ('xvit_mm', 'configs', 'tools'):
+        shutil.copytree(ROOT / folder, tmp_path / folder,
+                        ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+    shutil.copy(ROOT / 'setup.py', tmp_path)
+    subprocess.run([sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', 'built'],
+                   cwd=tmp_path, check=True, capture_output=True)
+    package = tmp_path / 'built' / 'xvit_mm'
+    for source, built in (('xvit_mm', package), ('configs', package / '.mim' / 'configs'),
+                          ('tools', package / '.mim' / 'tools')):
+        wanted = {path.relative_to(tmp_path / source)
+                  for path in (tmp_path / source).rglob('*.py')}
+        assert wanted <= {path.relative_to(built) for path in built.rglob('*.py')}
+    assert not (tmp_path / 'xvit_mm' / '.mim').exists()
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    script = (ROOT / '.ci' / 'run').read_text()
+    assert 'set -euo pipefail' in script and 'python3 tools/selftest.py' in script
+
+
+def test_arguments_of_selftest_go_to_pytest(commands: SimpleNamespace) -> None:
+    tests = str(commands.root / 'tests')
+    build = commands.selftest.pytest_command
+    assert build('python', ['-x', '-k', 'cross']) == [
+        'python', '-m', 'pytest', '-x', '-k', 'cross', tests]
+    one = str(Path(__file__)) + '::test_x'
+    assert build('python', [one]) == ['python', '-m', 'pytest', one]
+
+
+def write_programs(root: Path, training: str) -> None:
+    (root / 'tools' / 'make_demo_data.py').write_text('print("data made")')
+    (root / 'tools' / 'train.py').write_text(training)
+
+
+def test_quickstart_runs_the_demo_and_names_the_results(
+    commands: SimpleNamespace, capfd: pytest.CaptureFixture,
+) -> None:
+    write_programs(commands.root, 'import sys; print("trained", sys.argv[1:])')
+    results = commands.root / 'work_dirs' / 'demo' / 'run' / 'vis_data'
+    results.mkdir(parents=True)
+    records = [{'loss': 1.0}, {'coco/bbox_mAP': 0.25}, {'coco/bbox_mAP': 0.5, 'step': 2}]
+    (results / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
+    (results / 'config.json').write_text('not a list of records')
+    (commands.root / 'work_dirs' / 'demo' / 'pictures').mkdir()
+    assert commands.quickstart.main() == 0
+    output = capfd.readouterr().out
+    assert output.index('data made') < output.index('trained') < output.index('0.500')
+    assert 'pictures: work_dirs/demo/pictures (' in output
+    assert 'curves: work_dirs/demo/curves.png, missing' in output
+
+
+def test_quickstart_goes_on_with_an_interrupted_training(commands: SimpleNamespace) -> None:
+    training = commands.quickstart.COMMANDS[-1]
+    assert '--resume' not in commands.quickstart.arguments_of(training)
+    work_dir = commands.root / commands.quickstart.WORK_DIR
+    work_dir.mkdir(parents=True)
+    (work_dir / 'last_checkpoint').write_text('epoch_3.pth')
+    assert commands.quickstart.arguments_of(training)[-1] == '--resume'
+
+
+def test_a_failed_demo_gives_one_message_and_a_non_zero_exit(
+    commands: SimpleNamespace, capfd: pytest.CaptureFixture,
+) -> None:
+    write_programs(commands.root, 'import sys; sys.exit("no such dataset")')
+    assert commands.environment.guarded(commands.quickstart.main) == 1
+    errors = capfd.readouterr().err
+    assert 'no such dataset' in errors and 'ended with status 1' in errors
+    assert 'Traceback' not in errors
