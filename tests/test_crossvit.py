@@ -1,0 +1,625 @@
+"""CrossViT: its formulas, other people's outputs, checkpoints, sizes, memory."""
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import deviation, golden_cases, golden_image, golden_record, golden_weights
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from xvit_mm.checkpoints import CROSSVIT_NAMES, CheckpointError, load_official
+from xvit_mm.models import CrossFormer, CrossViT, CrossViTClsHead
+from xvit_mm.models.backbones.crossvit import VARIANTS, branch_grids
+from xvit_mm.models.layers import FUSIONS, CrossAttention
+from xvit_mm.models.necks.branch_pyramid import BranchPyramid
+
+TINY = dict(embed_dims=(8, 16), depths=(1, 2), num_heads=2, mlp_ratio=2, img_size=32)
+
+
+def classifier(arch='small', num_classes: int = 1000, **settings) -> nn.ModuleDict:
+    backbone = CrossViT(arch, out_type='cls_token', **settings)
+    head = CrossViTClsHead(num_classes, backbone.out_channels)
+    return nn.ModuleDict(dict(backbone=backbone, head=head))
+
+
+def logits(model: nn.ModuleDict, image: Tensor) -> Tensor:
+    return model.head(model.backbone(image))
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights of order one in every parameter, biases and norms included."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        scale = parameter[0].numel()**-0.5 if parameter.ndim > 1 else 0.3
+        parameter.data = (noise * scale + (parameter.ndim == 1)).to(parameter.dtype)
+    return module
+
+
+def images(height: int, width: int, batch: int = 1, dtype=torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 3, height, width, generator=generator, dtype=dtype)
+
+
+def official_keys(arch: str, classes: int = 1000) -> Iterator[tuple[str, list[int]]]:
+    """Names and shapes of timm's state dict of a published variant, written out from the spec."""
+    v = VARIANTS[arch]
+    dims, others = v['embed_dims'], v['embed_dims'][::-1]
+    sides = (34, 24) if v['img_size'] == 384 else (20, 14)
+
+    def linear(name: str, out: int, into: int, *kernel: int) -> Iterator[tuple[str, list[int]]]:
+        yield f'{name}.weight', [out, into, *kernel]
+        yield f'{name}.bias', [out]
+
+    def norm(name: str, width: int) -> Iterator[tuple[str, list[int]]]:
+        yield f'{name}.weight', [width]
+        yield f'{name}.bias', [width]
+
+    for i, (c, side, patch) in enumerate(zip(dims, sides, (12, 16))):
+        yield f'cls_token_{i}', [1, 1, c]
+        yield f'pos_embed_{i}', [1, 1 + side * side, c]
+        if v['multi_conv']:
+            yield from linear(f'patch_embed.{i}.proj.0', c // 4, 3, 7, 7)
+            yield from linear(f'patch_embed.{i}.proj.2', c // 2, c // 4, 3, 3)
+            yield from linear(f'patch_embed.{i}.proj.4', c, c // 2, 3, 3)
+        else:
+            yield from linear(f'patch_embed.{i}.proj', c, 3, patch, patch)
+        yield from norm(f'norm.{i}', c)
+        yield from linear(f'head.{i}', classes, c)
+    for k in range(3):
+        for i, (c, other) in enumerate(zip(dims, others)):
+            for j in range(v['depths'][i]):
+                block = f'blocks.{k}.blocks.{i}.{j}'
+                yield from norm(f'{block}.norm1', c)
+                yield from linear(f'{block}.attn.qkv', 3 * c, c)
+                yield from linear(f'{block}.attn.proj', c, c)
+                yield from norm(f'{block}.norm2', c)
+                yield from linear(f'{block}.mlp.fc1', v['mlp_ratio'] * c, c)
+                yield from linear(f'{block}.mlp.fc2', c, v['mlp_ratio'] * c)
+            yield from norm(f'blocks.{k}.projs.{i}.0', c)
+            yield from linear(f'blocks.{k}.projs.{i}.2', other, c)
+            yield from norm(f'blocks.{k}.fusion.{i}.norm1', other)
+            for part in ('wq', 'wk', 'wv', 'proj'):
+                yield from linear(f'blocks.{k}.fusion.{i}.attn.{part}', other, other)
+            yield from norm(f'blocks.{k}.revert_projs.{i}.0', other)
+            yield from linear(f'blocks.{k}.revert_projs.{i}.2', c, other)
+
+
+def official(arch: str, classes: int = 1000) -> dict[str, Tensor]:
+    return golden_weights(official_keys(arch, classes))
+
+
+def as_ibm(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.replace('token_', 'token.').replace('embed_', 'embed.') if n[-2] == '_' else n: t
+            for n, t in state_dict.items()}
+
+
+# --- the four fusions, literally ---------------------------------------------------------------
+
+
+def literal_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    centred = x - x.mean()
+    return centred / math.sqrt(centred.square().mean().item() + 1e-6) * norm.weight + norm.bias
+
+
+def literal_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    return linear.weight @ x + linear.bias
+
+
+def literal_projection(x: Tensor, layers: nn.Sequential) -> Tensor:
+    norm, _, linear = layers
+    x = literal_norm(x, norm)
+    return literal_linear(0.5 * x * (1 + torch.erf(x / math.sqrt(2))), linear)
+
+
+def literal_attention(
+    query: Tensor, keys: list[Tensor], values: list[Tensor], heads: int
+) -> Tensor:
+    width = len(query) // heads
+    out = torch.zeros_like(query)
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        scores = [math.exp((query[part] @ k[part]).item() * width**-0.5) for k in keys]
+        for score, v in zip(scores, values):
+            out[part] += score / sum(scores) * v[part]
+    return out
+
+
+def literal_cross_attention(x: list[Tensor], attn: CrossAttention, heads: int) -> Tensor:
+    query = literal_linear(x[0], attn.wq)
+    keys = [literal_linear(token, attn.wk) for token in x]
+    values = [literal_linear(token, attn.wv) for token in x]
+    return literal_linear(literal_attention(query, keys, values, heads), attn.proj)
+
+
+def literal_cross(fusion, tokens, heads, grids):
+    outputs = []
+    for i in (0, 1):
+        own, other = tokens[i], tokens[1 - i]
+        x = [literal_projection(own[0], fusion.project[i]), *other[1:]]
+        attended = literal_cross_attention(
+            [literal_norm(t, fusion.norms[i]) for t in x], fusion.attns[i], heads)
+        outputs.append([literal_projection(x[0] + attended, fusion.revert[i]), *own[1:]])
+    return outputs
+
+
+def literal_all(fusion, tokens, heads, grids):
+    y = [literal_projection(t, fusion.project[i]) for i in (0, 1) for t in tokens[i]]
+    qkv = [literal_linear(literal_norm(t, fusion.norm), fusion.attn.qkv).chunk(3) for t in y]
+    keys, values = [k for _, k, _ in qkv], [v for _, _, v in qkv]
+    o = [t + literal_linear(literal_attention(q, keys, values, heads), fusion.attn.proj)
+         for t, (q, _, _) in zip(y, qkv)]
+    border = len(tokens[0])
+    return [[literal_projection(t, fusion.revert[0]) for t in o[:border]],
+            [literal_projection(t, fusion.revert[1]) for t in o[border:]]]
+
+
+def literal_class_token(fusion, tokens, heads, grids):
+    total = sum(literal_projection(tokens[i][0], fusion.project_classes[i]) for i in (0, 1))
+    return [[literal_projection(total, fusion.revert_classes[i]), *tokens[i][1:]] for i in (0, 1)]
+
+
+def literal_bilinear(patches: list[Tensor], source, target) -> list[Tensor]:
+    def taps(i: int, n: int, m: int) -> list[tuple[int, float]]:
+        place = max((i + 0.5) * n / m - 0.5, 0)
+        low = int(place)
+        return [(low, 1 - (place - low)), (min(low + 1, n - 1), place - low)]
+    return [sum(wr * wc * patches[r * source[1] + c]
+                for r, wr in taps(i, source[0], target[0])
+                for c, wc in taps(j, source[1], target[1]))
+            for i in range(target[0]) for j in range(target[1])]
+
+
+def literal_pairwise(fusion, tokens, heads, grids):
+    small = tokens[0]
+    large = [tokens[1][0], *literal_bilinear(tokens[1][1:], grids[1], grids[0])]
+    total = [literal_projection(s, fusion.project_pairs[0])
+             + literal_projection(t, fusion.project_pairs[1]) for s, t in zip(small, large)]
+    back = [total[0], *literal_bilinear(total[1:], grids[0], grids[1])]
+    return [[literal_projection(t, fusion.revert_pairs[0]) for t in total],
+            [literal_projection(t, fusion.revert_pairs[1]) for t in back]]
+
+
+ORACLES: dict[str, Callable] = dict(
+    cross=literal_cross, all=literal_all, class_token=literal_class_token,
+    pairwise=literal_pairwise)
+
+
+@pytest.mark.parametrize('name', FUSIONS)
+def test_fusion_is_the_papers_formula(name):
+    widths, heads, grids = (6, 12), 3, ((3, 5), (2, 4))
+    fusion = randomise(FUSIONS[name](widths, heads, drop_path=0.1).double()).eval()
+    tokens = [torch.randn(2, 1 + h * w, c, dtype=torch.float64, generator=torch.manual_seed(i))
+              for i, ((h, w), c) in enumerate(zip(grids, widths))]
+    with torch.no_grad():
+        outputs = fusion(tokens, grids)
+        for b in range(2):
+            literal = ORACLES[name](fusion, [list(x[b]) for x in tokens], heads, grids)
+            for ours, theirs in zip(outputs, literal, strict=True):
+                torch.testing.assert_close(ours[b], torch.stack(theirs), rtol=1e-10, atol=1e-10)
+
+
+def plain_cross_attention(attn: CrossAttention, x: Tensor) -> Tensor:
+    """Cross-attention with keys and values of all tokens."""
+    def heads(y: Tensor) -> Tensor:
+        return y.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    query, key, value = heads(attn.wq(x[:, :1])), heads(attn.wk(x)), heads(attn.wv(x))
+    weights = (query @ key.mT * query.shape[-1]**-0.5).softmax(dim=-1)
+    return attn.proj((weights @ value).transpose(1, 2).flatten(2))
+
+
+def test_skipping_keys_and_values_changes_neither_result_nor_gradients():
+    attn = randomise(CrossAttention(48, 6).double())
+    x = torch.randn(3, 50, 48, dtype=torch.float64, requires_grad=True)
+    results = []
+    for forward in (attn, lambda x: plain_cross_attention(attn, x)):
+        out = forward(x)
+        wanted = (x, *attn.parameters())
+        results.append((out, *torch.autograd.grad(out.square().sum(), wanted)))
+    for ours, plain in zip(*results):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_skipping_keys_and_values_costs_no_precision_in_float32():
+    attn = randomise(CrossAttention(384, 6)).eval()
+    x = torch.randn(2, 401, 384)
+    with torch.no_grad():
+        difference = (attn(x) - plain_cross_attention(attn, x)).abs().max()
+    assert difference < 1e-5
+
+
+# --- other people's outputs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('path', golden_cases('timm_crossvit_*.json'), ids=lambda p: p.stem)
+def test_recorded_logits_and_parameters_are_met(path: Path):
+    record = golden_record(path)
+    arch = record['model'].removeprefix('crossvit_').replace('_240', '').replace('408', '384')
+    with torch.device('meta'):
+        model = classifier(arch, image_branch='small').eval()
+    assert sum(p.numel() for p in model.parameters()) == record['params']
+    report = load_official(model.to_empty(device='cpu'), official(arch))
+    assert set(report.loaded) == set(model.state_dict()) and not report.unexpected
+    assert f"CrossViT '{arch}'" in str(report)
+    with torch.no_grad():
+        assert deviation(logits(model, golden_image(*record['image'])), record['logits']) <= 1e-4
+
+
+@pytest.mark.parametrize('arch', ['tiny', '9_dagger'])
+def test_timm_has_the_same_logits_and_gradients(arch):
+    timm = pytest.importorskip('timm')
+    theirs = timm.create_model(f'crossvit_{arch}_240', num_classes=7, drop_path_rate=0.1)
+    theirs = randomise(theirs.double()).eval()
+    ours = classifier(arch, 7, image_branch='small').double().eval()
+    load_official(ours, theirs.state_dict())
+    image, weights = images(240, 240, 2, torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    results = [theirs(image), logits(ours, image)]
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    for result in results:
+        (result * weights).sum().backward()
+    expected = CROSSVIT_NAMES.translate({n: p.grad for n, p in theirs.named_parameters()})
+    assert not expected.other
+    for part, grads in (('backbone', expected.backbone), ('head', expected.head)):
+        found = dict(ours[part].named_parameters())
+        assert found.keys() == grads.keys()
+        for name, grad in grads.items():
+            torch.testing.assert_close(found[name].grad, grad, rtol=1e-7, atol=1e-9)
+
+
+def test_timm_has_the_same_drop_path_rates():
+    timm = pytest.importorskip('timm')
+    theirs = timm.create_model('crossvit_tiny_240', drop_path_rate=0.1)
+    for encoder, other in zip(CrossViT('tiny').encoders, theirs.blocks):
+        rates = [block.drop_path.drop_prob for blocks in encoder.blocks for block in blocks]
+        expected = [getattr(block.drop_path1, 'drop_prob', 0)
+                    for blocks in other.blocks for block in blocks]
+        assert rates == pytest.approx(expected)
+        assert encoder.fusion.drop_path.drop_prob == pytest.approx(
+            other.fusion[0].drop_path.drop_prob)
+
+
+@pytest.mark.parametrize('arch, published', [
+    ('tiny', 1.57), ('small', 5.63), ('base', 21.2), ('9', 1.85), ('15', 5.81), ('18', 9.05),
+    ('9_dagger', 2.0), ('15_dagger', 6.1), ('18_dagger', 9.5), ('15_dagger_384', 21.4),
+    ('18_dagger_384', 32.4)])
+def test_multiply_adds_are_the_published_less_the_skipped_projections(arch, published, monkeypatch):
+    with torch.device('meta'):
+        model, image = classifier(arch).eval(), torch.empty(1, 3, *[VARIANTS[arch]['img_size']] * 2)
+    counts = []
+    for forward in (CrossAttention.forward, plain_cross_attention):
+        monkeypatch.setattr(CrossAttention, 'forward', forward)
+        # The counter sees attention only where it is not fused.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            logits(model, image)
+        counts.append(counter.get_total_flops() / 2e9)
+    ours, plain = counts
+    assert plain == pytest.approx(published, rel=0.012)
+    assert 0.93 * plain < ours < 0.98 * plain
+
+
+# --- image sizes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size, branch, small, large', [
+    ((224, 224), 'large', (20, 20), (14, 14)),
+    ((384, 384), 'large', (34, 34), (24, 24)),
+    ((240, 240), 'small', (20, 20), (14, 14)),
+    ((408, 408), 'small', (34, 34), (24, 24)),
+    ((800, 1344), 'large', (71, 120), (50, 84)),
+    ((1, 17), 'large', (1, 3), (1, 2)),
+    ((1, 13), 'small', (1, 2), (1, 1)),
+])
+def test_branch_grids_follow_the_image(size, branch, small, large):
+    assert branch_grids(size, branch) == (small, large)
+
+
+@pytest.mark.parametrize('fusion', FUSIONS)
+@pytest.mark.parametrize('branch', ['small', 'large'])
+def test_class_tokens_come_from_any_image_size(fusion, branch):
+    torch.manual_seed(0)
+    backbone = CrossViT(TINY, out_type='cls_token', fusion=fusion, image_branch=branch)
+    for training in (True, False):
+        backbone.train(training)
+        for size in ((1, 1), (2, 35), (11, 12), (16, 16), (97, 50), (48, 48)):
+            tokens = backbone(images(*size, batch=2))
+            assert [x.shape for x in tokens] == [(2, 8), (2, 16)]
+            assert all(x.isfinite().all() for x in tokens)
+
+
+@pytest.mark.parametrize('fusion', FUSIONS)
+@pytest.mark.parametrize('out_type', ['featmap', 'cls_token'])
+@pytest.mark.parametrize('multi_conv', [False, True])
+def test_no_parameter_is_without_gradient(fusion, out_type, multi_conv):
+    torch.manual_seed(0)
+    backbone = CrossViT(TINY | dict(multi_conv=multi_conv), fusion=fusion, out_type=out_type)
+    outputs = backbone.eval()(images(64, 80, 2))
+    sum((x * torch.randn_like(x)).sum() for x in outputs).backward()
+    assert not [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_padding_on_the_right_and_bottom_is_zeros():
+    backbone = randomise(CrossViT(TINY)).eval()
+    image = images(50, 37)
+    with torch.no_grad():
+        ours, padded = backbone(image), backbone(F.pad(image, (0, 11, 0, 14)))
+    for x, y in zip(ours, padded):
+        torch.testing.assert_close(x, y[..., :x.shape[2], :x.shape[3]])
+
+
+def test_both_branches_contribute_to_every_level():
+    backbone = randomise(CrossViT(TINY, fusion='class_token').double()).eval()
+    grids = branch_grids((64, 80), 'large')
+    tokens = [torch.randn(1, 1 + h * w, c, dtype=torch.float64, requires_grad=True)
+              for (h, w), c in zip(grids, TINY['embed_dims'])]
+    for x in backbone.pyramid(tokens, grids, (64, 80)):
+        for grad in torch.autograd.grad((x * torch.randn_like(x)).sum(), tokens, retain_graph=True):
+            assert (grad.abs().sum(dim=-1) > 0).all()
+
+
+def test_maps_of_the_pyramid_lie_where_the_tokens_lie():
+    """Tokens that hold their own place in pixels give maps that hold theirs."""
+    height, width = 150, 210
+    grids = branch_grids((height, width), 'large')
+    pyramid = BranchPyramid((2, 2), (0, 1, 2)).double()
+    pyramid.norms = pyramid.readouts = nn.ModuleList([nn.Identity(), nn.Identity()])
+    for level in pyramid.levels.values():
+        level.projs = nn.ModuleList([nn.Identity(), nn.Identity()])
+
+    def places(rows: int, columns: int, pixels: tuple[float, float]) -> Tensor:
+        ys = (torch.arange(rows, dtype=torch.float64) + 0.5) * pixels[0]
+        xs = (torch.arange(columns, dtype=torch.float64) + 0.5) * pixels[1]
+        return torch.stack(torch.meshgrid(ys, xs, indexing='ij'), dim=-1)
+
+    area = [n * 16 for n in grids[1]]
+    tokens = []
+    for rows, columns in grids:
+        grid = places(rows, columns, (area[0] / rows, area[1] / columns)).flatten(0, 1)
+        tokens.append(torch.cat([torch.zeros(1, 2, dtype=torch.float64), grid])[None])
+    for x, stride in zip(pyramid(tokens, grids, (height, width)), (4, 8, 16)):
+        expected = 2 * places(*x.shape[2:], (stride, stride)).permute(2, 0, 1)
+        # Beyond the centre of the first and last token there is nothing to interpolate.
+        inner = slice(16 // stride, -16 // stride)
+        torch.testing.assert_close(x[0][:, inner, inner], expected[:, inner, inner])
+
+
+def test_position_embeddings_are_kept_for_the_last_sizes_in_eval_mode():
+    backbone = CrossViT(TINY).eval()
+    embed = backbone.embeds[0]
+    with torch.no_grad():
+        for side in range(16, 256, 16):
+            backbone(images(side, 16))
+        kept = embed.cached((20, 1), lambda: None)
+        assert kept is not None and kept.shape == (1, 21, 8)
+        assert len(embed._entries) == embed.max_entries
+        backbone.train()
+        assert not embed._entries
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Sees every tensor that an operation makes, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements, self.operations = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.operations.add(str(func))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, Tensor):
+                self.elements = max(self.elements, x.numel())
+        return result
+
+
+@pytest.mark.parametrize('fusion', ['cross', 'all'])
+def test_no_matrix_of_all_pairs_exists_at_800_x_1344(fusion):
+    arch = TINY | dict(depths=(1, 1), num_heads=1, num_encoders=1)
+    backbone = CrossViT(arch, out_indices=(2, 3), fusion=fusion).train()
+    image = images(800, 1344)
+    with _LargestTensor() as seen:
+        sum(x.sum() for x in backbone(image)).backward()
+    # Tokens: 8,521 small and 4,201 large. The largest tensor is the resized image.
+    assert seen.elements < 4201**2 / 3
+    assert any('_scaled_dot_product_flash_attention' in name for name in seen.operations)
+    assert any('flash_attention_for_cpu_backward' in name for name in seen.operations)
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda s: s,
+    as_ibm,
+    lambda s: dict(model=as_ibm(s), epoch=300),
+    lambda s: dict(state_dict={f'module.{n}': t for n, t in s.items()}),
+], ids=['timm', 'ibm', 'ibm in model', 'timm in state_dict, module.'])
+def test_official_names_load_completely(wrap):
+    model = classifier('tiny')
+    weights = official('tiny')
+    report = load_official(model, wrap(weights))
+    assert set(report.loaded) == set(model.state_dict())
+    assert not report.missing and not report.unexpected and not report.new
+    assert model.backbone.embeds[1].pos_embed.equal(weights['pos_embed_1'])
+    assert model.backbone.encoders[2].blocks[1][3].mlp.fc2.bias.equal(
+        weights['blocks.2.blocks.1.3.mlp.fc2.bias'])
+
+
+def test_official_file_in_init_cfg_and_under_a_detector_prefix(tmp_path):
+    weights = official('tiny')
+    torch.save(as_ibm(weights), tmp_path / 'crossvit_tiny_224.pth')
+    backbone = CrossViT('tiny', init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'crossvit_tiny_224.pth')))
+    backbone.init_weights()
+    assert backbone.embeds[0].cls_token.equal(weights['cls_token_0'])
+    detector = nn.ModuleDict(dict(backbone=CrossViT('tiny'), neck=nn.Linear(2, 2)))
+    detector.load_state_dict({f'backbone.{n}': t for n, t in weights.items()}, strict=False)
+    assert detector.backbone.embeds[0].cls_token.equal(weights['cls_token_0'])
+
+
+def test_pyramid_is_reported_as_new_and_keeps_its_values():
+    backbone = CrossViT('tiny')
+    before = {n: t.clone() for n, t in backbone.pyramid.state_dict().items()}
+    report = load_official(backbone, official('tiny'))
+    assert report.new == sorted(f'pyramid.{n}' for n in before)
+    assert not report.missing and not report.unexpected
+    assert report.backbone_tensors == len(report.loaded) == len(backbone.state_dict()) - len(before)
+    assert 'new, in no official file: pyramid.' in str(report)
+    assert 'the classification head' in set(report.left_out.values())
+    assert all(t.equal(before[n]) for n, t in backbone.pyramid.state_dict().items())
+
+
+def test_own_weights_move_between_dense_prediction_and_classification():
+    dense, tokens = randomise(CrossViT(TINY)), CrossViT(TINY, out_type='cls_token')
+    report = load_official(tokens, dense.state_dict())
+    assert set(report.left_out) == {n for n in dense.state_dict() if n.startswith('pyramid.')}
+    assert not report.missing and not report.unexpected and not report.new
+    assert tokens.encoders[0].fusion.attns[0].wq.weight.equal(
+        dense.encoders[0].fusion.attns[0].wq.weight)
+    back = load_official(CrossViT(TINY), tokens.state_dict())
+    assert back.new and not back.missing
+
+
+def test_interpolating_positions_at_load_and_at_run_time_is_the_same():
+    weights = official('tiny')
+    stored, resized = classifier('tiny').eval(), classifier('tiny', img_size=384).eval()
+    load_official(stored, weights)
+    report = load_official(resized, weights)
+    assert report.fitted == [f'backbone.embeds.{i}.pos_embed' for i in (0, 1)]
+    assert 'fitted to another image size: backbone.embeds.0.pos_embed' in str(report)
+    assert [e.pos_embed.shape[1] for e in resized.backbone.embeds] == [1 + 34**2, 1 + 24**2]
+    image = images(384, 384)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(stored, image), logits(resized, image))
+
+
+def test_positions_of_another_size_also_fit_in_a_plain_load():
+    source, target = CrossViT(TINY), CrossViT(TINY | dict(img_size=96))
+    target.load_state_dict(source.state_dict())
+    for old, new in zip(source.embeds, target.embeds):
+        side, other = (round((e.pos_embed.shape[1] - 1)**0.5) for e in (old, new))
+        grid = old.pos_embed[:, 1:].mT.unflatten(2, (side, side))
+        expected = F.interpolate(grid, size=(other, other), mode='bicubic').flatten(2).mT
+        torch.testing.assert_close(new.pos_embed[:, 1:], expected)
+        assert new.pos_embed[:, :1].equal(old.pos_embed[:, :1])
+
+
+def test_other_number_of_classes_leaves_the_classifiers_out():
+    model = classifier('tiny', 7)
+    report = load_official(model, official('tiny'))
+    assert set(report.left_out) == {f'head.fcs.{i}.{n}' for i in (0, 1) for n in ('weight', 'bias')}
+    assert all(reason.startswith('other shape') for reason in report.left_out.values())
+    assert 'head.norms.1.weight' in report.loaded and not report.missing
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(arch='small'), "checkpoint of CrossViT 'tiny', but the backbone is CrossViT 'small'"),
+    (dict(arch='9'), "checkpoint of CrossViT 'tiny', but the backbone is CrossViT '9'"),
+    (dict(arch='tiny', fusion='pairwise'), "CrossViT 'tiny', but .* fusion=pairwise"),
+])
+def test_another_variant_is_refused_by_name(settings, message):
+    backbone = CrossViT(**settings)
+    before = backbone.embeds[0].cls_token.clone()
+    with pytest.raises(CheckpointError, match=message):
+        load_official(backbone, official('tiny'))
+    with pytest.raises(CheckpointError, match=message):
+        backbone.load_state_dict(official('tiny'), strict=False)
+    assert backbone.embeds[0].cls_token.equal(before)
+
+
+@pytest.mark.parametrize('one', FUSIONS)
+@pytest.mark.parametrize('other', FUSIONS)
+def test_own_weights_of_another_fusion_are_refused(one, other):
+    source, target = CrossViT(TINY, fusion=one), CrossViT(TINY, fusion=other)
+    if one == other:
+        assert not load_official(target, source.state_dict()).missing
+    else:
+        with pytest.raises(CheckpointError, match='Nothing was loaded'):
+            load_official(target, source.state_dict())
+
+
+def test_another_model_is_refused_by_name():
+    crossformer = dict(embed_dims=32, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    with pytest.raises(CheckpointError, match='not a checkpoint of CrossFormer.*like CrossViT'):
+        load_official(CrossFormer(crossformer), official('tiny'))
+    with pytest.raises(CheckpointError, match='not a checkpoint of CrossViT.*like CrossFormer'):
+        load_official(CrossViT(TINY), {'patch_embed.projs.0.weight': torch.zeros(1)})
+    with pytest.raises(CheckpointError, match='not a checkpoint of CrossViT.*like ViT or DeiT'):
+        load_official(CrossViT(TINY), {'blocks.0.attn.qkv.weight': torch.zeros(1)})
+
+
+# --- head, depths, bad input -------------------------------------------------------------------
+
+
+def test_logits_are_the_mean_of_both_classifiers():
+    head = randomise(CrossViTClsHead(5, (8, 16)).double())
+    feats = [torch.randn(2, width, dtype=torch.float64) for width in (8, 16)]
+    for b in range(2):
+        parts = [literal_linear(literal_norm(x[b], norm), fc)
+                 for x, norm, fc in zip(feats, head.norms, head.fcs)]
+        torch.testing.assert_close(head(feats)[b], (parts[0] + parts[1]) / 2)
+
+
+def test_classifier_trains_and_predicts_in_mmpretrain():
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.registry import MODELS
+    from mmpretrain.structures import DataSample
+    model = MODELS.build(dict(
+        type='ImageClassifier',
+        backbone=dict(type='xvit_mm.CrossViT', arch=TINY, out_type='cls_token'),
+        head=dict(type='xvit_mm.CrossViTClsHead', num_classes=3, in_channels=(8, 16),
+                  loss=dict(type='mmpretrain.LabelSmoothLoss', label_smooth_val=0.1))))
+    samples = [DataSample().set_gt_label(i) for i in (0, 2)]
+    loss = model(images(40, 56, 2), samples, mode='loss')['loss']
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    predicted = model(images(40, 56, 2), samples, mode='predict')
+    assert all(abs(s.pred_score.sum() - 1) < 1e-5 and 0 <= s.pred_label < 3 for s in predicted)
+
+
+def test_layer_depths_count_blocks_of_the_deeper_branch():
+    backbone = CrossViT('tiny')
+    expected = {
+        'embeds.0.cls_token': 0, 'embeds.1.proj.weight': 0,
+        'encoders.0.blocks.1.0.norm1.weight': 1, 'encoders.0.blocks.1.3.norm1.weight': 4,
+        'encoders.0.blocks.0.0.norm1.weight': 4, 'encoders.0.fusion.attns.0.wq.weight': 4,
+        'encoders.2.blocks.1.0.norm1.weight': 9, 'encoders.2.fusion.revert.1.2.bias': 12,
+        'pyramid.levels.stride4.projs.0.weight': 13,
+    }
+    for name, depth in expected.items():
+        assert backbone.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 14)
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(arch='medium'), "no arch 'medium'; choose from tiny, small"),
+    (dict(arch=dict(embed_dims=(8, 16))), 'lacks .*depths'),
+    (dict(arch=TINY | dict(width=3)), r"unknown entries \['width'\]"),
+    (dict(arch=TINY | dict(num_heads=3)), 'num_heads=3 must divide'),
+    (dict(arch=TINY | dict(num_heads=(2, 2))), r'num_heads=\(2, 2\): give one whole number'),
+    (dict(arch=TINY | dict(depths=(1, 2, 0))), r'depths=\(1, 2, 0\): give two'),
+    (dict(arch=TINY | dict(embed_dims=(6, 16), multi_conv=True)), '4 with multi_conv'),
+    (dict(fusion='sum'), "fusion='sum': choose from cross, all, class_token, pairwise"),
+    (dict(out_type='tokens'), "out_type='tokens': choose from featmap, cls_token"),
+    (dict(image_branch='S'), "image_branch='S': choose from small, large"),
+    (dict(image_branch='small'), "goes with out_type='cls_token'"),
+    (dict(img_size=0), 'img_size=0'),
+    (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),
+    (dict(out_type='cls_token', frozen_stages=4), 'frozen_stages=4.* 3'),
+])
+def test_bad_arguments_are_refused_with_what_is_allowed(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        CrossViT(**(dict(arch=TINY) | wrong))
+
+
+def test_head_says_what_it_needs():
+    with pytest.raises(ValueError, match='give two widths'):
+        CrossViTClsHead(10, 384)
+    head = CrossViTClsHead(10, (8, 16))
+    with pytest.raises(ValueError, match=r"\(2, 16\).*out_type='cls_token'"):
+        head((torch.zeros(2, 16),))
+    with pytest.raises(ValueError, match="out_type='cls_token'"):
+        head(CrossViT(TINY)(images(32, 32)))

@@ -1,0 +1,93 @@
+"""The package as others meet it: names, scopes, imports, shipped configs."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xvit_mm
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str) -> str:
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_the_package_is_cheap():
+    heavy = python('import sys, xvit_mm\n'
+                   'print([m for m in ("mmdet", "mmseg", "mmpretrain", "mmcv.ops", "torchvision", '
+                   '"matplotlib.pyplot") if m in sys.modules])')
+    assert heavy.strip() == '[]'
+
+
+def test_bare_names_resolve_once_the_package_is_imported():
+    out = python('import xvit_mm\nfrom mmdet.registry import MODELS\n'
+                 'print(MODELS.get("CrossFormer") is MODELS.get("xvit_mm.CrossFormer"))')
+    assert out.strip().endswith('True')
+
+
+def test_inner_blocks_are_not_registered():
+    from xvit_mm.registry import MODELS
+    assert not [name for name in MODELS.module_dict if 'Block' in name or 'Attention' in name]
+
+
+def test_a_bare_name_that_is_taken_stays_with_its_owner():
+    from mmengine.registry import MODELS as ROOT_MODELS
+
+    from xvit_mm.registry import MODELS
+
+    class ResNetOfSomebody:
+        pass
+
+    ROOT_MODELS.register_module(name='TakenName', module=ResNetOfSomebody)
+    try:
+        @MODELS.register_module(name='TakenName')
+        class Ours:
+            pass
+        assert ROOT_MODELS.module_dict['TakenName'] is ResNetOfSomebody
+        assert ROOT_MODELS.get('xvit_mm.TakenName') is Ours
+    finally:
+        del ROOT_MODELS.module_dict['TakenName'], MODELS.module_dict['TakenName']
+
+
+def test_shipped_configs_are_found_by_name():
+    path = Path(xvit_mm.cfg('retinanet_crossformer_s_coco'))
+    assert path.is_file() and path == Path(xvit_mm.cfg('retinanet_crossformer_s_coco.py'))
+    with pytest.raises(FileNotFoundError, match='closest: .*retinanet_crossformer_s_coco'):
+        xvit_mm.cfg('retinanet_crosformer_s_coco')
+
+
+def test_a_users_config_can_inherit_a_shipped_one(tmp_path):
+    from mmengine.config import Config
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = [__import__('xvit_mm').cfg('retinanet_crossformer_s_coco')]\n"
+        "model = dict(backbone=dict(arch='t'), neck=dict(in_channels=[64, 128, 256, 512]))\n")
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert cfg.model.backbone.arch == 't' and cfg.model.bbox_head.num_classes == 80
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('*.py')), ids=lambda p: p.stem)
+def test_configs_are_plain_text_that_both_stack_families_read(path):
+    text = path.read_text()
+    assert not [line for line in text.splitlines() if line.startswith(('import ', 'from '))]
+    assert 'mmdet::' not in text and 'mmseg::' not in text and 'mmpretrain::' not in text
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*_coco.py')), ids=lambda p: p.stem)
+def test_detection_configs_build_with_matching_channels(path):
+    import torch
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+    register_all_modules(init_default_scope=True)
+    cfg = Config.fromfile(path)
+    cfg.model.bbox_head.num_classes = 2
+    detector = MODELS.build(cfg.model).eval()
+    assert list(detector.backbone.out_channels) == cfg.model.neck.in_channels
+    with torch.no_grad():
+        scores, boxes = detector(torch.zeros(1, 3, 64, 96))
+    assert [s.shape[2:] for s in scores] == [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+    assert boxes[0].shape[1] == 36

@@ -1,0 +1,106 @@
+"""Names of tensors: from an official code's to ours, as tables and pure functions."""
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+StateDict = Mapping[str, Tensor]
+
+
+def numbered_stage(name: str) -> int | None:
+    """The stage of a tensor `stages.<number>.<...>`."""
+    return int(name.split('.')[1]) if name.startswith('stages.') else None
+
+
+@dataclass(frozen=True)
+class Translation:
+    """An official state dict in our names; every tensor of it is in exactly one of the parts.
+
+    backbone: names relative to the backbone. head: names relative to our classification head.
+    derived: official names of buffers that our code computes. replaced: official names of layers
+    that our model has something else for. other: everything else.
+    """
+
+    backbone: dict[str, Tensor] = field(default_factory=dict)
+    head: dict[str, Tensor] = field(default_factory=dict)
+    derived: dict[str, Tensor] = field(default_factory=dict)
+    replaced: dict[str, Tensor] = field(default_factory=dict)
+    other: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OfficialNames:
+    """How an official code names its tensors, and how we do.
+
+    signature: a name that every official state dict has, None if there is no official code.
+    own_signature: its name with us, or a name that every state dict of ours has.
+    backbone, head: pairs of a pattern for a whole official name and our name, as in `re.sub`.
+    derived: patterns of official buffers that need no loading.
+    settings: what a state dict in our names tells about the variant, as entries of an arch.
+    new: patterns of our names of tensors that no official file has; a file need not cover them.
+    replaced: patterns of official layers that our model has something else for.
+    stage: the stage that a tensor of ours belongs to, if any; later stages may not be built.
+    """
+
+    model: str
+    signature: str | None
+    own_signature: str
+    settings: Callable[[StateDict], dict[str, Any]]
+    backbone: tuple[tuple[str, str], ...] = ()
+    head: tuple[tuple[str, str], ...] = ()
+    derived: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    stage: Callable[[str], int | None] = numbered_stage
+
+    def is_new(self, name: str) -> bool:
+        """Whether no official file has the tensor of this name of ours."""
+        return any(re.fullmatch(pattern, name) for pattern in self.new)
+
+    def translate(self, state_dict: StateDict) -> Translation:
+        """Sort and rename the tensors of an official state dict that has no prefix."""
+        result = Translation()
+        for name, tensor in state_dict.items():
+            if any(re.fullmatch(pattern, name) for pattern in self.derived):
+                result.derived[name] = tensor
+            elif any(re.fullmatch(pattern, name) for pattern in self.replaced):
+                result.replaced[name] = tensor
+            elif new := rename(name, self.backbone):
+                result.backbone[new] = tensor
+            elif new := rename(name, self.head):
+                result.head[new] = tensor
+            else:
+                result.other[name] = tensor
+        return result
+
+
+def rename(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
+    """The new name by the first pattern that matches the whole of `name`; None without one."""
+    for pattern, replacement in table:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    return None
+
+
+def find_prefix(
+    state_dict: Mapping[str, Any], signature: str | None, within: str = ''
+) -> str | None:
+    """The shortest prefix under which the signature stands, at or below the prefix `within`.
+
+    Official files put backbones under nothing, `module.`, `backbone.` and combinations.
+    """
+    if signature is None:
+        return None
+    found = [
+        name.removesuffix(signature) for name in state_dict
+        if name.startswith(within) and name.endswith(signature)
+        and (name == signature or name[:-len(signature)].endswith('.'))
+    ]
+    return min(found, key=len, default=None)
+
+
+def without_prefix(state_dict: StateDict, prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, named without it."""
+    return {n[len(prefix):]: t for n, t in state_dict.items() if n.startswith(prefix)}

@@ -1,0 +1,274 @@
+"""Losses and validation metrics of a whole run, resumed or not, as one picture."""
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mmengine.dist import master_only
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from xvit_mm.registry import HOOKS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAIN_METRICS = (r'mAP(_50)?$', r'AP50$', r'm(IoU|Dice|Fscore)$', r'[am]Acc$', r'accuracy/top\d+$')
+
+_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#7A5C00', '#555555')
+_MAX_LINES = len(_COLORS)
+_START_FILE = 'start.json'  # beside the scalars: the iteration that a run went on from
+
+Series = dict[int, float]  # iteration to value
+
+
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Draws `work_dir/curves.png` after every validation and at the end of the training.
+
+    The values are those that `LocalVisBackend` keeps below `work_dir`, of earlier runs too: a
+    resumed run shows one curve, without the iterations that were rolled back.
+
+    Args:
+        metrics: regular expressions of the validation metrics to draw. Where none matches, all
+            metrics are drawn.
+        file_name: name of the picture in the work directory.
+    """
+
+    priority = 'VERY_LOW'  # after LoggerHook, which writes the values
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = MAIN_METRICS,
+        file_name: str = 'curves.png',
+    ) -> None:
+        if isinstance(metrics, str):
+            raise TypeError(f'metrics is the string {metrics!r}; give a list of patterns')
+        if not file_name.endswith('.png'):
+            raise ValueError(f'file_name is {file_name!r}; it must end in .png')
+        self.metrics = tuple(metrics)
+        self.file_name = file_name
+        self._is_training = False
+
+    def before_train(self, runner: Runner) -> None:
+        self._is_training = True
+        _record_start(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        if self._is_training:
+            self._draw(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        self._draw(runner)
+        self._is_training = False
+
+    @master_only
+    def _draw(self, runner: Runner) -> None:
+        history = read_history(runner.work_dir, _iterations_per_val_step(runner))
+        history.metrics = _matching(history.metrics, self.metrics)
+        path = Path(runner.work_dir, self.file_name)
+        if not history.losses:
+            print_log(f'{self.file_name} shows no losses: none are logged yet, or vis_backends '
+                      'lacks LocalVisBackend', 'current', logging.WARNING)
+        try:
+            draw_curves(history, path, title=path.parent.name)
+        except OSError as error:  # a full disk must not end a training
+            print_log(f'the curves were not written: {error}', 'current', logging.WARNING)
+
+
+@dataclass
+class History:
+    """What a run has logged so far, by name and iteration."""
+
+    losses: dict[str, Series] = field(default_factory=dict)
+    metrics: dict[str, Series] = field(default_factory=dict)
+
+    def forget_after(self, iteration: int) -> None:
+        """Drops what was logged beyond `iteration`."""
+        for curves in (self.losses, self.metrics):
+            for name, series in curves.items():
+                curves[name] = {step: value for step, value in series.items() if step <= iteration}
+
+
+def read_history(work_dir: str | os.PathLike, iterations_per_val_step: int | None = 1) -> History:
+    """Reads the scalars of all runs in `work_dir`, the oldest first; a later run counts.
+
+    Args:
+        iterations_per_val_step: what one step of a validation's line stands for: 1 where metrics
+            are logged by iteration, the length of an epoch where they are logged by epoch. With
+            None a validation is placed at the last training iteration logged before it.
+    """
+    history = History()
+    for start, lines in _runs(Path(work_dir)):
+        history.forget_after(start)
+        iteration = None
+        for line in lines:
+            if _is_train(line):
+                iteration = line['step']
+                _add(history.losses, _scalars(line, 'train/', wants_loss=True), iteration)
+            else:
+                scale = iterations_per_val_step
+                done = line.get('step', 0) * scale if scale else iteration
+                if done:  # a validation apart from any training has step 0
+                    _add(history.metrics, _scalars(line, 'val/', wants_loss=False), done)
+    return history
+
+
+def draw_curves(history: History, path: Path, *, title: str = '') -> None:
+    """Writes the curves as a PNG, at once or not at all; without any point nothing is written."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    losses, metrics = (_main_lines(curves) for curves in (history.losses, history.metrics))
+    panels = [(draw, curves) for draw, curves in ((_draw_losses, losses), (_draw_metrics, metrics))
+              if curves]
+    if not panels:
+        return
+    figure = Figure(figsize=(9, 0.8 + 3.4 * len(panels)), dpi=110, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axis, (draw, curves) in zip(axes, panels):
+        draw(axis, curves)
+        axis.grid(True, color='0.9')
+        axis.set_axisbelow(True)
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    axes[-1].set_xlabel('iteration')
+    figure.suptitle(title)
+    partial = path.with_name(f'.{path.name}.partial')
+    figure.savefig(partial, format='png')
+    os.replace(partial, path)
+
+
+def _draw_losses(axis: Axes, curves: dict[str, Series]) -> None:
+    for color, (name, series) in zip(_COLORS, curves.items()):
+        steps, values = np.array(list(series)), np.array(list(series.values()))
+        is_total = name == 'loss'
+        axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+        axis.plot(steps, _smooth(values), color=color, label=name, marker=_marker(series),
+                  linewidth=2.2 if is_total else 1.4)
+    axis.set_ylabel('training loss')
+    values = np.array([value for series in curves.values() for value in series.values()])
+    if values.min() > 0 and values.max() > 20 * values.min():
+        axis.set_yscale('log')
+        axis.yaxis.set_major_formatter('{x:g}')
+
+
+def _draw_metrics(axis: Axes, curves: dict[str, Series]) -> None:
+    for color, (name, series) in zip(_COLORS, curves.items()):
+        values = list(series.values())
+        label = f'{name}\n{values[-1]:.3g} (best {max(values):.3g})'
+        axis.plot(list(series), values, color=color, label=label, marker='o', markersize=4)
+    axis.set_ylabel('validation metric')
+
+
+def _marker(series: Series) -> str | None:
+    return 'o' if len(series) == 1 else None
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of about a 25th of the curve, cut off at its ends."""
+    reach = len(values) // 50
+    window = np.ones(2 * reach + 1)
+    padded = np.convolve(values, window)[reach:reach + len(values)]
+    return padded / np.convolve(np.ones_like(values), window)[reach:reach + len(values)]
+
+
+def _main_lines(curves: dict[str, Series]) -> dict[str, Series]:
+    """Curves that have points, by iteration; as many as a panel can show, the total loss first."""
+    names = sorted((name for name, series in curves.items() if series),
+                   key=lambda name: (name != 'loss', name))
+    if len(names) == 2 and names[0] == 'loss' and curves['loss'] == curves[names[1]]:
+        names.pop()  # the only component is the total
+    return {name: dict(sorted(curves[name].items())) for name in names[:_MAX_LINES]}
+
+
+def _matching(metrics: dict[str, Series], patterns: Sequence[str]) -> dict[str, Series]:
+    chosen = {name: series for name, series in metrics.items()
+              if any(re.search(pattern, name) for pattern in patterns)}
+    return chosen or metrics
+
+
+def _iterations_per_val_step(runner: Runner) -> int | None:
+    loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+    if loggers and not loggers[0].log_metric_by_epoch:
+        return 1
+    is_by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    return len(runner.train_dataloader) if is_by_epoch else None
+
+
+@master_only
+def _record_start(runner: Runner) -> None:
+    path = Path(runner.log_dir, 'vis_data', _START_FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'iter': runner.iter}))
+
+
+def _runs(work_dir: Path) -> Iterator[tuple[float, list[dict]]]:
+    """Start iteration and logged lines of each run; folders are named after their time."""
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        *earlier, last = _split_at_restarts(_json_lines(path))
+        for lines in earlier:
+            yield _estimated_start(lines), lines
+        recorded = next(_json_lines(path.with_name(_START_FILE)), {}).get('iter')
+        yield _estimated_start(last) if recorded is None else recorded, last
+
+
+def _split_at_restarts(lines: Iterator[dict]) -> list[list[dict]]:
+    """One list for each run: two that start within a second share a file."""
+    runs: list[list[dict]] = [[]]
+    last_step = 0
+    for line in lines:
+        if _is_train(line):
+            if line['step'] <= last_step:
+                runs.append([])
+            last_step = line['step']
+        runs[-1].append(line)
+    return runs
+
+
+def _estimated_start(lines: list[dict]) -> float:
+    """Iteration that a run started from, as far as the spacing of its lines tells."""
+    steps = [line['step'] for line in lines if _is_train(line)]
+    if not steps:
+        return math.inf
+    return steps[0] - (steps[1] - steps[0] if len(steps) > 1 else 1)
+
+
+def _json_lines(path: Path) -> Iterator[dict]:
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # cut off when the run was killed
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def _is_train(line: dict) -> bool:
+    return 'iter' in line and 'step' in line
+
+
+def _scalars(line: dict, prefix: str, *, wants_loss: bool) -> Iterator[tuple[str, float]]:
+    for key, value in line.items():
+        name = key.removeprefix(prefix)
+        is_number = isinstance(value, (int, float)) and math.isfinite(value)
+        if not is_number or name in ('step', 'iter', 'epoch', 'time', 'data_time', 'memory'):
+            continue
+        # COCO reports -1 where a metric is undefined.
+        if ('loss' in name) == wants_loss and (wants_loss or value != -1):
+            yield name, value
+
+
+def _add(curves: dict[str, Series], scalars: Iterator[tuple[str, float]], iteration: int) -> None:
+    for name, value in scalars:
+        curves.setdefault(name, {})[iteration] = value

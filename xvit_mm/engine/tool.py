@@ -1,0 +1,92 @@
+"""What the command-line tools share: options, errors in one line, clean interruption."""
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner as MMEngineRunner
+
+from xvit_mm.checkpoints import CheckpointError
+
+from .config import ConfigError, load_config, revert_sync_bn
+from .hooks import close_progress_bar
+
+# What a wrong file or option raises; anything else is a defect and keeps its traceback.
+EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionError, ModuleNotFoundError)
+INTERRUPTED = 130
+
+
+def common_arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that training and testing share."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', help='path of a config, or the name of one that ships')
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and pictures')
+    parser.add_argument('--data-root', help="folder of the data set, instead of the config's")
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
+        help='entries of the config to set, as model.backbone.arch=t')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        help='how several processes were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def config_of(arguments: argparse.Namespace) -> Config:
+    """The config that the common arguments describe."""
+    cfg = load_config(arguments.config, arguments.cfg_options, data_root=arguments.data_root)
+    cfg.launcher = arguments.launcher
+    if arguments.work_dir or not cfg.get('work_dir'):
+        cfg.work_dir = arguments.work_dir or f'work_dirs/{Path(arguments.config).stem}'
+    if cfg.launcher == 'none':
+        revert_sync_bn(cfg)
+    return cfg
+
+
+def build_runner(cfg: Config) -> MMEngineRunner:
+    """The runner that the config asks for; configs of other packages get ours.
+
+    Raises:
+        ConfigError: some class in it does not exist or refuses its arguments.
+    """
+    cfg.setdefault('runner_type', 'xvit_mm.Runner')
+    try:
+        return RUNNERS.build(cfg)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f'{cfg.filename} cannot be built: {error}') from error
+
+
+def run_tool(main: Callable[[], Any], *, resumable: bool = False) -> None:
+    """Run a tool's main function and exit with 0, 1 (a clear error) or 130 (interrupted)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        main()
+    except KeyboardInterrupt:
+        close_progress_bar()
+        advice = '; the same command with --resume goes on from the last checkpoint'
+        sys.stderr.write(f'\ninterrupted{advice if resumable else ""}\n')
+        sys.stderr.flush()
+        # Not sys.exit: the signal has killed the data loader's workers as well, and torch would
+        # report that as an error of its own.
+        os._exit(INTERRUPTED)
+    except EXPECTED_ERRORS as error:
+        close_progress_bar()
+        if is_main_process():
+            sys.stderr.write(f'error: {error}\n')
+        sys.exit(1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if multiprocessing.parent_process() is not None:
+        # A worker of a data loader, which has nothing to clean up or to report.
+        os._exit(128 + number)
+    raise KeyboardInterrupt

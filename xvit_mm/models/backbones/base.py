@@ -1,0 +1,186 @@
+"""What every backbone of this package promises, written once."""
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from xvit_mm.checkpoints import OfficialNames, load_official, translate
+
+
+class Backbone(BaseModule):
+    """Base of the backbones: a module from images [B, 3, H, W] to a tuple of maps.
+
+    The maps are [B, C, H', W'], high to low resolution, one for each entry of `out_indices`, with
+    C and stride in `out_channels` and `out_strides`; H' is H divided by the stride, rounded up.
+
+    A subclass sets `variants` and `official_names`, calls `super().__init__`, builds its modules,
+    sets `out_channels` and `out_strides`, and calls `self._freeze()` last.
+
+    Args:
+        num_stages: how many stages there are.
+        num_maps: how many maps there are to choose from, if they are not one per stage; all stages
+            are built then.
+        out_indices: which stages to return, ascending; later stages are not built.
+        frozen_stages: -1 nothing; 0 the stem; n the stem and the first n stages. Frozen parts do
+            not train and stay in eval mode.
+        norm_eval: keep BatchNorm in eval mode while training.
+        with_cp: recompute blocks in the backward pass instead of keeping their activations.
+        init_cfg: as in mmengine. `dict(type='Pretrained', checkpoint=...)` takes official files.
+        unknown: everything else is refused.
+
+    Raises:
+        TypeError: an argument that the backbone does not have, such as a leftover of another one.
+        ValueError: `out_indices` or `frozen_stages` out of range.
+    """
+
+    variants: ClassVar[Mapping[str, Any]] = {}
+    official_names: ClassVar[OfficialNames | None] = None
+    out_channels: tuple[int, ...]
+    out_strides: tuple[int, ...]
+
+    def __init__(
+        self,
+        *,
+        num_stages: int,
+        num_maps: int | None = None,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        norm_eval: bool,
+        with_cp: bool,
+        init_cfg: dict | list[dict] | None,
+        unknown: Mapping[str, Any],
+    ) -> None:
+        if unknown:
+            raise TypeError(self._unknown_arguments(unknown))
+        super().__init__(init_cfg)
+        self.out_indices = _checked_out_indices(out_indices, num_maps or num_stages)
+        self.num_stages = num_stages if num_maps else self.out_indices[-1] + 1
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(
+                f'frozen_stages={frozen_stages}: allowed are -1 (nothing), 0 (the stem) and up to '
+                f'{self.num_stages}, the number of stages that out_indices={self.out_indices} builds')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+
+    @abstractmethod
+    def frozen_parts(self, frozen_stages: int) -> list[nn.Module]:
+        """The modules that `frozen_stages` (0 or more) freezes."""
+
+    @abstractmethod
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning rates: (its layer, number of layers).
+
+        Layer 0 is the stem; the last layer is whatever comes after the backbone's blocks.
+        """
+
+    @classmethod
+    def variant(cls, arch: str | Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
+        """The settings of a named variant, or a checked copy of the user's own."""
+        if isinstance(arch, Mapping):
+            if missing := [key for key in required if key not in arch]:
+                raise ValueError(f'arch={dict(arch)} lacks {missing}; it needs {list(required)}')
+            known = set().union(required, *cls.variants.values())
+            if unknown := sorted(set(arch) - known):
+                raise ValueError(f'arch has unknown entries {unknown}; known are {sorted(known)}')
+            return dict(arch)
+        if arch not in cls.variants:
+            raise ValueError(
+                f'{cls.__name__} has no arch {arch!r}; choose from {", ".join(cls.variants)}, '
+                f'or give a dict with {", ".join(required)}')
+        return dict(cls.variants[arch])
+
+    def fit_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights of this variant, in our names, as this instance needs them.
+
+        For what depends on the image size alone, such as position embeddings; nothing by default.
+        """
+        return state_dict
+
+    def init_weights(self) -> None:
+        """Initialise as `init_cfg` says; a pretrained file must cover the whole backbone.
+
+        Raises:
+            RuntimeError: the file does not fit; says what it is and what this backbone is.
+        """
+        init_cfg = self.init_cfg
+        if isinstance(init_cfg, dict) and init_cfg.get('type') in ('Pretrained', 'PretrainedInit'):
+            report = load_official(
+                self, init_cfg['checkpoint'], prefix=init_cfg.get('prefix') or None)
+            print_log(str(report), logger='current')
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def train(self, mode: bool = True) -> 'Backbone':
+        """Set the mode, except of what is frozen."""
+        super().train(mode)
+        if mode:
+            self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages >= 0:
+            for part in self.frozen_parts(self.frozen_stages):
+                part.eval().requires_grad_(False)
+        if self.norm_eval and self.training:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def _run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """Call a block, with activation checkpointing if that is on and pays."""
+        if self.with_cp and self.training:
+            # A compiled graph writes BatchNorm's statistics once, and takes no context.
+            contexts = {} if torch.compiler.is_compiling() else dict(
+                context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+            return checkpoint(block, *inputs, use_reentrant=False, **contexts)
+        return block(*inputs)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # Every way of loading comes through here: an official file is understood on all of them.
+        translate(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _unknown_arguments(self, unknown: Mapping[str, Any]) -> str:
+        import inspect
+        known = [p for p in inspect.signature(type(self)).parameters if p != 'unknown']
+        close = {name: get_close_matches(name, known, n=1) for name in unknown}
+        meant = ''.join(f' Did you mean {m[0]!r} for {n!r}?' for n, m in close.items() if m)
+        return (
+            f'{type(self).__name__} has no argument {", ".join(map(repr, unknown))}.{meant} '
+            f'It takes {", ".join(known)}. If a config inherits from one with another backbone, '
+            f"write backbone=dict(_delete_=True, type='xvit_mm.{type(self).__name__}', ...), so "
+            'that the arguments of the other one go.')
+
+
+def _checked_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
+    indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else (out_indices,)
+    allowed = range(num_stages)
+    if not indices or any(i not in allowed for i in indices) or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f'out_indices={out_indices!r}: give ascending stage numbers from 0 to {num_stages - 1}')
+    return indices
+
+
+@contextmanager
+def _statistics_kept(block: Callable) -> Iterator[None]:
+    """Keep BatchNorm from counting a batch twice while a block is computed a second time."""
+    modules = block.modules() if isinstance(block, nn.Module) else ()
+    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
+    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0., norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, state in zip(norms, states):
+            norm.momentum, norm.num_batches_tracked = state

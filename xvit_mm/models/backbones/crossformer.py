@@ -1,0 +1,344 @@
+"""CrossFormer (arXiv 2108.00154, ICLR 2022) and CrossFormer++ (arXiv 2303.06908, TPAMI 2023).
+
+A pyramid of four stages. A stage is a cross-scale embedding layer (CEL), which sees every position
+with kernels of several sizes, and blocks that alternate short-distance attention (SDA, among
+neighbours) with long-distance attention (LDA, among tokens at an interval). Both get a dynamic
+position bias (DPB): a small network from the offset of two tokens to a bias, so that any group
+size works with the same weights. CrossFormer++ uses groups that grow with depth and puts an
+activation cooling layer (ACL) after every third block.
+
+Outputs and weights agree with the official code (github.com/cheerss/CrossFormer, MIT).
+Deviations, none of which changes a published result:
+- Any input size: a map that a stride does not divide is padded with zeros on the right and bottom
+  (the official code stops). Groups at the border are smaller instead of padded and masked.
+- Whether a small map is one group is decided on every call, not once for ever.
+
+    embedding -> [SDA block, LDA block, ...] -> embedding -> ...     x: [B, H, W, C] throughout
+"""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from mmcv.cnn.bricks import DropPath
+from torch import Tensor, nn
+
+from xvit_mm.checkpoints import CROSSFORMER_NAMES
+from xvit_mm.registry import MODELS
+
+from ..layers import MLP, EvalCache, Grouping, attend, group_tokens
+from .base import Backbone
+
+# CrossFormer Table 1, CrossFormer++ Table 2. Group sizes and intervals are those for
+# classification at 224; the dense CrossFormer++ models use 7 and (8, 4, 2, 1) as well.
+_FIELDS = ('embed_dims', 'depths', 'num_heads', 'group_size', 'interval', 'cooling',
+           'drop_path_rate')
+_7, _4_4_14_7 = (7, 7, 7, 7), (4, 4, 14, 7)
+_8421, _4211 = (8, 4, 2, 1), (4, 2, 1, 1)
+# yapf: disable
+VARIANTS = {name: dict(zip(_FIELDS, row)) for name, row in {
+    #        C    depths         heads           G           I      ACL    drop path
+    't':    (64,  (1, 1, 8, 6),  (2, 4, 8, 16),  _7,         _8421, False, 0.1),
+    's':    (96,  (2, 2, 6, 2),  (3, 6, 12, 24), _7,         _8421, False, 0.2),
+    'b':    (96,  (2, 2, 18, 2), (3, 6, 12, 24), _7,         _8421, False, 0.3),
+    'l':    (128, (2, 2, 18, 2), (4, 8, 16, 32), _7,         _8421, False, 0.5),
+    'pp_s': (64,  (2, 2, 18, 2), (2, 4, 8, 16),  _4_4_14_7,  _4211, True,  0.2),
+    'pp_b': (96,  (2, 2, 18, 2), (3, 6, 12, 24), _4_4_14_7,  _4211, True,  0.3),
+    'pp_l': (128, (2, 2, 18, 2), (4, 8, 16, 32), _4_4_14_7,  _4211, True,  0.5),
+    'pp_h': (128, (6, 6, 18, 2), (4, 8, 16, 32), _4_4_14_7,  _4211, True,  0.5),
+}.items()}
+# yapf: enable
+
+MLP_RATIO = 4
+STEM_KERNELS, STEM_STRIDE = (4, 8, 16, 32), 4
+MERGE_KERNELS, MERGE_STRIDE = (2, 4), 2
+
+
+class CrossScaleEmbedding(nn.Module):
+    """Convolutions of several kernel sizes and one stride, concatenated (CEL, paper section 3.1).
+
+    [B, H, W, C_in] to [B, ceil(H / stride), ceil(W / stride), C_out]. Kernel i of n gives
+    C_out / 2^(i+1) channels and the last one as many as the one before it: large kernels cost
+    more, so they get fewer.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernels: Sequence[int], stride: int
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        shares = [min(i + 1, len(kernels) - 1) for i in range(len(kernels))]
+        self.projs = nn.ModuleList(
+            nn.Conv2d(in_channels, out_channels // 2**share, kernel, stride, (kernel - stride) // 2)
+            for kernel, share in zip(kernels, shares))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        bottom, right = -x.shape[2] % self.stride, -x.shape[3] % self.stride
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        return torch.cat([proj(x).permute(0, 2, 3, 1) for proj in self.projs], dim=-1)
+
+
+class DynamicPositionBias(EvalCache):
+    """The bias of a pair of tokens as a function of their offset (DPB, paper section 3.3, eq. 4).
+
+    An MLP of width C / 16 from an offset (rows, columns), in tokens of the group, to one bias per
+    head. Called with group shapes (height, width) it returns, for each, the biases of all pairs
+    [1, heads, N, N] with N = height * width: entry (i, j) is that of position i minus position j.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int) -> None:
+        super().__init__()
+        width = embed_dims // 16
+        layers: list[nn.Module] = [nn.Linear(2, width)]
+        for out in (width, width, num_heads):
+            layers += [nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, out)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, shapes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+        return self.cached(shapes, lambda: self._biases(shapes))
+
+    def _biases(self, shapes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+        # One pass of the MLP over all offsets of the largest group serves every shape.
+        weight = self.layers[0].weight
+        rows = torch.arange(1 - max(h for h, _ in shapes), max(h for h, _ in shapes))
+        columns = torch.arange(1 - max(w for _, w in shapes), max(w for _, w in shapes))
+        offsets = torch.cartesian_prod(rows, columns).to(weight)
+        table = self.layers(offsets).unflatten(0, (len(rows), len(columns)))
+        return [self._pairs(table, h, w) for h, w in shapes]
+
+    @staticmethod
+    def _pairs(table: Tensor, height: int, width: int) -> Tensor:
+        """[2 H - 1, 2 W - 1, heads], centred on offset zero, to [1, heads, N, N]."""
+        centre_row, centre_column = table.shape[0] // 2, table.shape[1] // 2
+        position = torch.arange(height * width, device=table.device)
+        row, column = position // width, position % width
+        pairs = table[row[:, None] - row + centre_row, column[:, None] - column + centre_column]
+        return pairs.permute(2, 0, 1)[None]
+
+
+class GroupedAttention(nn.Module):
+    """Multi-head attention within groups of tokens, with DPB (paper eq. 3).
+
+    [B, H, W, C] to the same. The grouping alone decides whether it is SDA or LDA.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.position_bias = DynamicPositionBias(embed_dims, num_heads)
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor, grouping: Grouping) -> Tensor:
+        qkv = self.qkv(grouping.gather(x.flatten(0, 2)))
+        biases = self.position_bias(grouping.shapes)
+        out = torch.cat([self._attend(*pair) for pair in zip(grouping.split(qkv), biases)])
+        return grouping.scatter(self.proj(out)).view(x.shape)
+
+    def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """qkv [groups, N, 3 C] to [groups * N, C]."""
+        query, key, value = rearrange(
+            qkv, 'g n (three h d) -> three g h n d', three=3, h=self.num_heads)
+        return rearrange(attend(query, key, value, bias), 'g h n d -> (g n) (h d)')
+
+
+class ActivationCooling(nn.Module):
+    """Depth-wise 3 x 3 convolution and LayerNorm in place of the activations (ACL, ++ section 3.3).
+
+    [B, H, W, C] to the same, without a residual path: it stops the growth of the activations.
+    """
+
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+        self.norm = nn.LayerNorm(embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class CrossFormerBlock(nn.Module):
+    """Pre-norm transformer block over grouped tokens: [B, H, W, C] to the same."""
+
+    def __init__(
+        self, embed_dims: int, num_heads: int, *, drop_path: float, cooling: bool
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.attn = GroupedAttention(embed_dims, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.mlp = MLP(embed_dims, MLP_RATIO * embed_dims)
+        self.drop_path = DropPath(drop_path)
+        self.cooling = ActivationCooling(embed_dims) if cooling else nn.Identity()
+
+    def forward(self, x: Tensor, grouping: Grouping) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), grouping))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return self.cooling(x)
+
+
+class CrossFormerStage(EvalCache):
+    """An embedding and its blocks: [B, H, W, C_in] to [B, ceil(H / s), ceil(W / s), C].
+
+    Even blocks attend at short distance, odd ones at long distance. The stem is followed by a
+    LayerNorm; later embeddings have theirs in front.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        *,
+        stem: bool,
+        num_heads: int,
+        group_size: int,
+        interval: int,
+        drop_paths: Sequence[float],
+        cooling: bool,
+    ) -> None:
+        super().__init__()
+        self.group_size, self.interval = group_size, interval
+        kernels, stride = (STEM_KERNELS, STEM_STRIDE) if stem else (MERGE_KERNELS, MERGE_STRIDE)
+        self.pre_norm = nn.Identity() if stem else nn.LayerNorm(in_channels)
+        self.embed = CrossScaleEmbedding(in_channels, embed_dims, kernels=kernels, stride=stride)
+        self.post_norm = nn.LayerNorm(embed_dims) if stem else nn.Identity()
+        last = len(drop_paths) - 1
+        self.blocks = nn.ModuleList(
+            CrossFormerBlock(embed_dims, num_heads, drop_path=drop_path,
+                             cooling=cooling and (i + 1) % 3 == 0 and i < last)
+            for i, drop_path in enumerate(drop_paths))
+
+    def embedding(self, x: Tensor) -> Tensor:
+        """The stage without its blocks."""
+        return self.post_norm(self.embed(self.pre_norm(x)))
+
+    def groupings(self, x: Tensor) -> tuple[Grouping, Grouping]:
+        """The groups of x [B, H, W, C]: (short distance, long distance)."""
+        size = (*x.shape[:3], self.group_size)
+        return self.cached((size, x.device), lambda: (
+            group_tokens(*size, interval=1, device=x.device),
+            group_tokens(*size, interval=self.interval, device=x.device)))
+
+
+@MODELS.register_module()
+class CrossFormer(Backbone):
+    """CrossFormer and CrossFormer++ for dense prediction and classification.
+
+    Images [B, 3, H, W] of any size to maps [B, C_i, H / stride, W / stride] (rounded up) of
+    strides 4, 8, 16, 32, as they leave the last block of their stage, without a norm.
+
+    Args:
+        arch: `t`, `s`, `b`, `l` (CrossFormer), `pp_s`, `pp_b`, `pp_l`, `pp_h` (CrossFormer++), or
+            a dict with embed_dims, depths, num_heads and, as far as wanted, group_size, interval,
+            cooling, drop_path_rate.
+        group_size: tokens along a side of a group, one value per stage; overrides the arch's.
+        interval: distance of the tokens of an LDA group, one per stage; overrides the arch's.
+        drop_path_rate: of the last block, falling linearly to 0 at the first; default the arch's.
+        in_channels: channels of the image.
+
+    The other arguments, and the errors, are those of `Backbone`.
+    """
+
+    variants = VARIANTS
+    official_names = CROSSFORMER_NAMES
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 's',
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        *,
+        group_size: Sequence[int] | None = None,
+        interval: Sequence[int] | None = None,
+        drop_path_rate: float | None = None,
+        in_channels: int = 3,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        **unknown: Any,
+    ) -> None:
+        settings = dict(VARIANTS['s'], cooling=False) | self.variant(arch, _FIELDS[:3])
+        overrides = dict(group_size=group_size, interval=interval, drop_path_rate=drop_path_rate)
+        settings |= {key: value for key, value in overrides.items() if value is not None}
+        _check_settings(settings)
+        super().__init__(
+            num_stages=len(settings['depths']), out_indices=out_indices,
+            frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
+            init_cfg=_DEFAULT_INIT if init_cfg is None else init_cfg, unknown=unknown)
+        self.settings = settings
+        channels = [settings['embed_dims'] * 2**i for i in range(self.num_stages)]
+        self.stages = nn.ModuleList(
+            CrossFormerStage(source, width, stem=i == 0, **self._stage_settings(i))
+            for i, (source, width) in enumerate(zip([in_channels, *channels], channels)))
+        self.out_channels = tuple(channels[i] for i in self.out_indices)
+        self.out_strides = tuple(STEM_STRIDE * MERGE_STRIDE**i for i in self.out_indices)
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = x.permute(0, 2, 3, 1)
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage.embedding(x)
+            groupings = stage.groupings(x)
+            for j, block in enumerate(stage.blocks):
+                x = self._run(block, x, groupings[j % 2])
+            if i in self.out_indices:
+                maps.append(x.permute(0, 3, 1, 2).contiguous())
+        return tuple(maps)
+
+    def frozen_parts(self, frozen_stages: int) -> list[nn.Module]:
+        """`Backbone.frozen_parts`; the stem is the first embedding."""
+        stem = self.stages[0]
+        return [stem.embed, stem.post_norm, *self.stages[:frozen_stages]]
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """`Backbone.get_layer_depth`: one layer per block; an embedding counts with the last
+        block before it."""
+        depths = self.settings['depths'][:self.num_stages]
+        num_layers = sum(depths) + 2
+        name = param_name.removeprefix(prefix)
+        if not param_name.startswith(prefix) or not name.startswith('stages.'):
+            return num_layers - 1, num_layers
+        _, stage, part, index, *_ = name.split('.')
+        before = sum(depths[:int(stage)])
+        return (before + int(index) + 1 if part == 'blocks' else before), num_layers
+
+    def _stage_settings(self, stage: int) -> dict[str, Any]:
+        settings = self.settings
+        total, first = sum(settings['depths']), sum(settings['depths'][:stage])
+        rates = [settings['drop_path_rate'] * i / max(total - 1, 1) for i in range(total)]
+        return dict(
+            num_heads=settings['num_heads'][stage],
+            group_size=settings['group_size'][stage],
+            interval=settings['interval'][stage],
+            drop_paths=rates[first:first + settings['depths'][stage]],
+            cooling=settings['cooling'])
+
+
+_DEFAULT_INIT = [
+    dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
+    dict(type='Constant', layer='LayerNorm', val=1., bias=0.),
+]
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    stages = len(settings['depths'])
+    for name in ('num_heads', 'group_size', 'interval'):
+        values = settings[name]
+        if len(values) != stages or min(values) < 1:
+            raise ValueError(
+                f'{name}={values}: give {stages} whole numbers of at least 1, one for each stage')
+    dims = settings['embed_dims']
+    if dims < 32 or dims % 8:
+        # Below 32 the DPB network is one channel wide, which its LayerNorm makes a constant.
+        raise ValueError(f'embed_dims={dims}: must be a multiple of 8 and at least 32')
+    for i, heads in enumerate(settings['num_heads']):
+        if dims * 2**i % heads:
+            raise ValueError(
+                f'num_heads={settings["num_heads"]}: {heads} heads do not divide the '
+                f'{dims * 2**i} channels of stage {i}')
+    if not 0 <= settings['drop_path_rate'] < 1:
+        raise ValueError(f'drop_path_rate={settings["drop_path_rate"]}: must be in [0, 1)')

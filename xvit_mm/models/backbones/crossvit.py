@@ -1,0 +1,352 @@
+"""CrossViT (arXiv 2103.14899, ICCV 2021).
+
+Two vision transformers look at the same image, one (S) through small patches of 12 pixels, one
+(L), wider and deeper, through patches of 16. Each has its own class token. After every N blocks of
+S and M blocks of L the branches exchange information, by default through their class tokens alone:
+each attends to the patches of the other branch. Three such multi-scale encoders stand in a row.
+
+    image -> S: 15/14 of its size, patches of 12, N blocks -+           -+
+          -> L: as it is,          patches of 16, M blocks -+- fusion    +- three times
+
+Outputs and weights agree with the official code (github.com/IBM/CrossViT, Apache-2.0) and timm.
+Deviations, none of which changes a published result:
+- Any image size: the image is padded with zeros on the right and bottom to whole large patches,
+  the grids follow it (S has 10 tokens where L has 7, as in 20 x 20 and 14 x 14), and the position
+  embeddings are interpolated to them.
+- Feature maps at strides 4 to 32 (`BranchPyramid`), which nobody has published.
+- The norms before the classifiers belong to the head.
+
+    tokens: [B, 1 + N, C], the class token first
+"""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from torch import Tensor, nn
+
+from xvit_mm.checkpoints import CROSSVIT_NAMES
+from xvit_mm.registry import MODELS
+
+from ..layers import FUSIONS, MLP, NORM_EPS, EvalCache, SelfAttention, resample_tokens
+from ..necks.branch_pyramid import BranchPyramid
+from .base import Backbone
+
+# Paper Table 1. Pairs are (S, L); depths are the blocks of one encoder. A dagger is a patch
+# embedding of three convolutions. img_size is what L sees; for S it is 240 or 408.
+_FIELDS = ('embed_dims', 'depths', 'num_heads', 'mlp_ratio', 'multi_conv', 'img_size')
+# yapf: disable
+VARIANTS = {name: dict(zip(_FIELDS, row), num_encoders=3) for name, row in {
+    #                   C          depths  heads  MLP  dagger  size
+    'tiny':          ((96, 192),  (1, 4), 3,     4,   False,  224),
+    'small':         ((192, 384), (1, 4), 6,     4,   False,  224),
+    'base':          ((384, 768), (1, 4), 12,    4,   False,  224),
+    '9':             ((128, 256), (1, 3), 4,     3,   False,  224),
+    '15':            ((192, 384), (1, 5), 6,     3,   False,  224),
+    '18':            ((224, 448), (1, 6), 7,     3,   False,  224),
+    '9_dagger':      ((128, 256), (1, 3), 4,     3,   True,   224),
+    '15_dagger':     ((192, 384), (1, 5), 6,     3,   True,   224),
+    '18_dagger':     ((224, 448), (1, 6), 7,     3,   True,   224),
+    '15_dagger_384': ((192, 384), (1, 5), 6,     3,   True,   384),
+    '18_dagger_384': ((224, 448), (1, 6), 7,     3,   True,   384),
+}.items()}
+# yapf: enable
+
+BRANCHES = ('small', 'large')
+PATCH_SIZES = (12, 16)
+# Tokens along a side at 224: their ratio holds for every size.
+GRID_SIDES = (20, 14)
+OUT_TYPES = ('featmap', 'cls_token')
+Grid = tuple[int, int]
+
+
+def patch_embedding(
+    in_channels: int, embed_dims: int, *, patch_size: int, multi_conv: bool
+) -> nn.Module:
+    """[B, in_channels, n * patch, m * patch] to [B, embed_dims, n, m]."""
+    if not multi_conv:
+        return nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size)
+    quarter, half = embed_dims // 4, embed_dims // 2
+    # Strides 4, 3, 1 make a patch of 12, strides 4, 2, 2 one of 16.
+    (stride, padding), last_stride = ((3, 0), 1) if patch_size == 12 else ((2, 1), 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, quarter, 7, stride=4, padding=3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(quarter, half, 3, stride=stride, padding=padding),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(half, embed_dims, 3, stride=last_stride, padding=1))
+
+
+class BranchEmbedding(EvalCache):
+    """The beginning of a branch: patches, class token and positions.
+
+    An image [B, 3, H, W], resized (bicubic) so that its patches make up `grid` = (h, w), to tokens
+    [B, 1 + h * w, C]. The position embeddings are stored for a grid of `grid_side` x `grid_side`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        *,
+        patch_size: int,
+        multi_conv: bool,
+        grid_side: int,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.grid_side = patch_size, grid_side
+        self.proj = patch_embedding(
+            in_channels, embed_dims, patch_size=patch_size, multi_conv=multi_conv)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dims))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid_side**2, embed_dims))
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, image: Tensor, grid: Grid) -> Tensor:
+        size = tuple(n * self.patch_size for n in grid)
+        if image.shape[2:] != size:
+            image = F.interpolate(image, size=size, mode='bicubic', align_corners=False)
+        patches = self.proj(image).flatten(2).mT
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        return tokens + self.cached(grid, lambda: self._positions(grid))
+
+    def _positions(self, grid: Grid) -> Tensor:
+        stored = (self.grid_side, self.grid_side)
+        return resample_tokens(self.pos_embed, stored, grid, mode='bicubic')
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block of one branch: tokens [B, 1 + N, C] to the same."""
+
+    def __init__(
+        self, embed_dims: int, num_heads: int, *, mlp_ratio: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims, eps=NORM_EPS)
+        self.attn = SelfAttention(embed_dims, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=NORM_EPS)
+        self.mlp = MLP(embed_dims, int(embed_dims * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class MultiScaleEncoder(nn.Module):
+    """The blocks of both branches, S first, and the fusion that follows them (paper section 3.2).
+
+    `drop_paths` has a rate for each block of the deeper branch. The other one takes the first
+    rates, and the fusion the last.
+    """
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int],
+        depths: Sequence[int],
+        *,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_paths: Sequence[float],
+        fusion: str,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(
+                TransformerBlock(width, num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path)
+                for drop_path in drop_paths[:depth])
+            for width, depth in zip(embed_dims, depths))
+        self.fusion = FUSIONS[fusion](embed_dims, num_heads, drop_path=drop_paths[-1])
+
+
+@MODELS.register_module()
+class CrossViT(Backbone):
+    """CrossViT for classification, as published, and for dense prediction.
+
+    Images [B, 3, H, W] of any size to maps [B, C_i, H / stride, W / stride] (rounded up) of strides
+    4, 8, 16, 32, or to the class tokens of both branches, [B, C_S] and [B, C_L], before their norm.
+
+    Args:
+        arch: `tiny`, `small`, `base`, `9`, `15`, `18`, `9_dagger`, `15_dagger`, `18_dagger`,
+            `15_dagger_384`, `18_dagger_384`, or a dict with embed_dims, depths, num_heads and, as
+            far as wanted, mlp_ratio, multi_conv, img_size, num_encoders.
+        out_indices: which of the four maps to return; unused for class tokens.
+        out_type: `featmap` or `cls_token`.
+        fusion: `cross`, `all`, `class_token` or `pairwise` (paper section 3.3).
+        img_size: pixels along a side of the square image whose positions are stored; overrides
+            the arch's. Images may have any size, and weights of another one are interpolated.
+        image_branch: which branch sees the image as it is. `large`: the official way; S sees 240
+            for 224. `small`: timm's way, for class tokens only; L sees 224 for 240.
+        drop_path_rate: of the last block, falling linearly to 0 at the first.
+        in_channels: channels of the image.
+
+    The other arguments, and the errors, are those of `Backbone`. For `frozen_stages`, stages 1 to 3
+    are the encoders and stage 4 is the pyramid.
+    """
+
+    variants = VARIANTS
+    official_names = CROSSVIT_NAMES
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 'small',
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        *,
+        out_type: str = 'featmap',
+        fusion: str = 'cross',
+        img_size: int | None = None,
+        image_branch: str = 'large',
+        drop_path_rate: float = 0.1,
+        in_channels: int = 3,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        **unknown: Any,
+    ) -> None:
+        settings = VARIANTS['small'] | self.variant(arch, _FIELDS[:3])
+        settings |= {} if img_size is None else dict(img_size=img_size)
+        _check_settings(settings, drop_path_rate)
+        _check_choices(out_type, fusion, image_branch)
+        super().__init__(
+            num_stages=settings['num_encoders'] + (out_type == 'featmap'), num_maps=4,
+            out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
+            with_cp=with_cp, init_cfg=_DEFAULT_INIT if init_cfg is None else init_cfg,
+            unknown=unknown)
+        self.settings = settings
+        self.image_branch = image_branch
+        widths = settings['embed_dims']
+        sides = branch_grids((settings['img_size'],) * 2, 'large')
+        self.embeds = nn.ModuleList(
+            BranchEmbedding(in_channels, width, patch_size=patch_size, grid_side=side,
+                            multi_conv=settings['multi_conv'])
+            for width, patch_size, (side, _) in zip(widths, PATCH_SIZES, sides))
+        self.encoders = nn.ModuleList(
+            MultiScaleEncoder(widths, settings['depths'], num_heads=settings['num_heads'],
+                              mlp_ratio=settings['mlp_ratio'], drop_paths=rates, fusion=fusion)
+            for rates in self._drop_paths(drop_path_rate))
+        self.pyramid = None
+        self.out_channels, self.out_strides = tuple(widths), ()
+        if out_type == 'featmap':
+            self.pyramid = BranchPyramid(widths, self.out_indices)
+            self.out_channels = self.pyramid.out_channels
+            self.out_strides = self.pyramid.out_strides
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        size = tuple(x.shape[2:])
+        grids = branch_grids(size, self.image_branch)
+        x = self._whole_patches(x, grids)
+        tokens = [embed(x, grid) for embed, grid in zip(self.embeds, grids)]
+        for encoder in self.encoders:
+            for branch, blocks in enumerate(encoder.blocks):
+                for block in blocks:
+                    tokens[branch] = self._run(block, tokens[branch])
+            tokens = self._run(encoder.fusion, tokens, grids)
+        if self.pyramid is None:
+            return tuple(x[:, 0] for x in tokens)
+        return self.pyramid(tokens, grids, size)
+
+    def frozen_parts(self, frozen_stages: int) -> list[nn.Module]:
+        """`Backbone.frozen_parts`; the stem is the embedding of both branches."""
+        return [self.embeds, *[*self.encoders, self.pyramid][:frozen_stages]]
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """`Backbone.get_layer_depth`: one layer per block of the deeper branch. The blocks of the
+        other one count with its last ones, and a fusion with the block before it."""
+        depths = self.settings['depths']
+        depth = max(depths)
+        num_layers = depth * len(self.encoders) + 2
+        name = param_name.removeprefix(prefix)
+        if not param_name.startswith(prefix) or not name.startswith(('embeds.', 'encoders.')):
+            return num_layers - 1, num_layers
+        part, index, *rest = name.split('.')
+        if part == 'embeds':
+            return 0, num_layers
+        layer = depth * (int(index) + 1)
+        if rest[0] == 'blocks':
+            layer += int(rest[2]) + 1 - depths[int(rest[1])]
+        return layer, num_layers
+
+    def fit_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`Backbone.fit_weights`: position embeddings of another size are interpolated."""
+        fitted = dict(state_dict)
+        for i, embed in enumerate(self.embeds):
+            name = f'embeds.{i}.pos_embed'
+            if name in fitted:
+                fitted[name] = _fit_positions(fitted[name], embed.grid_side)
+        return fitted
+
+    def _whole_patches(self, image: Tensor, grids: tuple[Grid, Grid]) -> Tensor:
+        branch = BRANCHES.index(self.image_branch)
+        bottom, right = (n * PATCH_SIZES[branch] - side
+                         for n, side in zip(grids[branch], image.shape[2:]))
+        return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
+    def _drop_paths(self, drop_path_rate: float) -> list[list[float]]:
+        depth, encoders = max(self.settings['depths']), self.settings['num_encoders']
+        last = max(depth * encoders - 1, 1)
+        return [[drop_path_rate * (depth * k + i) / last for i in range(depth)]
+                for k in range(encoders)]
+
+
+_DEFAULT_INIT = [
+    dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
+    dict(type='Constant', layer='LayerNorm', val=1., bias=0.),
+]
+
+
+def branch_grids(size: tuple[int, int], image_branch: str) -> tuple[Grid, Grid]:
+    """Grids (height, width) of S and L for an image of `size`: (20, 20) and (14, 14) for 224.
+
+    The branch that sees the image as it is has as many patches as cover it, the other one as many
+    as come closest to the published ratio.
+    """
+    branch = BRANCHES.index(image_branch)
+    own, other = GRID_SIDES[branch], GRID_SIDES[1 - branch]
+    covering = tuple(-(-n // PATCH_SIZES[branch]) for n in size)
+    # Whole numbers, so that a traced size stays symbolic; at least 1, as own < 2 * other.
+    rounded = tuple((2 * n * other + own) // (2 * own) for n in covering)
+    return (covering, rounded) if branch == 0 else (rounded, covering)
+
+
+def _fit_positions(pos_embed: Tensor, grid_side: int) -> Tensor:
+    """[1, 1 + n * n, C] to [1, 1 + grid_side ** 2, C]; anything else is left to the caller."""
+    side = round((pos_embed.shape[1] - 1)**0.5) if pos_embed.ndim == 3 else 0
+    if side < 1 or side**2 != pos_embed.shape[1] - 1:
+        return pos_embed
+    resampled = resample_tokens(
+        pos_embed.float(), (side, side), (grid_side, grid_side), mode='bicubic')
+    return resampled.to(pos_embed.dtype)
+
+
+def _check_choices(out_type: str, fusion: str, image_branch: str) -> None:
+    choices = dict(out_type=OUT_TYPES, fusion=tuple(FUSIONS), image_branch=BRANCHES)
+    given = dict(out_type=out_type, fusion=fusion, image_branch=image_branch)
+    for name, allowed in choices.items():
+        if given[name] not in allowed:
+            raise ValueError(f'{name}={given[name]!r}: choose from {", ".join(allowed)}')
+    if out_type == 'featmap' and image_branch == 'small':
+        raise ValueError(
+            "image_branch='small' goes with out_type='cls_token': strides of 4 to 32 pixels are "
+            'those of the large patches, which need the image as it is')
+
+
+def _check_settings(settings: Mapping[str, Any], drop_path_rate: float) -> None:
+    for name in ('embed_dims', 'depths'):
+        values = settings[name]
+        if not isinstance(values, Sequence) or len(values) != 2 or min(values) < 1:
+            raise ValueError(
+                f'{name}={values!r}: give two whole numbers of at least 1, for the branch of '
+                'small patches and that of large ones')
+    for name in ('num_heads', 'num_encoders', 'img_size'):
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            raise ValueError(f'{name}={settings[name]!r}: give one whole number of at least 1')
+    divisors = (settings['num_heads'], 4 if settings['multi_conv'] else 1)
+    if any(width % divisor for width in settings['embed_dims'] for divisor in divisors):
+        raise ValueError(
+            f'embed_dims={settings["embed_dims"]}: num_heads={settings["num_heads"]} must divide '
+            'both widths, and so must 4 with multi_conv')
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f'drop_path_rate={drop_path_rate}: must be in [0, 1)')

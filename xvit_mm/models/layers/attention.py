@@ -1,0 +1,39 @@
+"""The one call to fused attention, and self-attention by it."""
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# CUDA's fused kernels put the batch on a grid axis of at most 65,535 blocks.
+MAX_FUSED_BATCH = 65_535
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention, `softmax(q k^T / sqrt(d) + bias) v`, without storing q k^T.
+
+    query, key, value: [batch, heads, tokens, d]; bias: [1, heads, tokens, tokens] or None.
+    Returns [batch, heads, tokens, d].
+    """
+    # With any other rank torch silently takes an unfused kernel that is several times slower.
+    assert query.ndim == 4 and (bias is None or bias.ndim == 4), 'fused attention needs 4-D inputs'
+    if bias is not None:
+        bias = bias.to(query.dtype)
+    if len(query) <= MAX_FUSED_BATCH:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    parts = zip(*(t.split(MAX_FUSED_BATCH) for t in (query, key, value)))
+    return torch.cat([F.scaled_dot_product_attention(*part, attn_mask=bias) for part in parts])
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention among all tokens, as in ViT: [B, N, C] to the same."""
+
+    def __init__(self, embed_dims: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = rearrange(
+            self.qkv(x), 'b n (three h d) -> three b h n d', three=3, h=self.num_heads)
+        return self.proj(rearrange(attend(query, key, value), 'b h n d -> b n (h d)'))

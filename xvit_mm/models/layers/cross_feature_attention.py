@@ -1,0 +1,116 @@
+"""Cross feature attention (XFA) of XFormer (arXiv 2207.07268): linear in the number of tokens.
+
+Self-attention compares every query with every key: N x N numbers for N tokens. XFA normalises
+queries and keys to length 1 and replaces the keys by two convolutions of them, one along the
+tokens and one along the features. What the values say is summed up in a map of the features before
+the queries read it, so that nothing of size N x N exists, and no softmax is needed.
+
+[P] the paper's text, [S] secondary sources, [I] inferred by us:
+- [S] q, k, v are linear projections; q and k are normalised along the features; a convolution along
+  the tokens gives the query context score, one along the features the query feature score; the
+  output is a product of q, the scores and v, times a learned temperature per layer; no softmax.
+- [I] the product itself, two readings of it; heads; kernel size 3; a temperature for each head; the
+  division by N, which makes the scale the same at every image size.
+
+With q, k, v [N, d] of one head, s_N = conv along tokens, s_D = conv along features:
+
+    vector   lambda / N  q s_D^T (s_N^T v)         s_N(k) [N, 1], s_D(mean of k over tokens) [1, d]
+    map      lambda / N  q ((s_N * s_D)^T v)       s_N(k) [N, d], s_D(k) [N, d]
+"""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ATTN_MODES = ('vector', 'map')
+KERNEL = 3
+# Below this length a vector is not brought to length 1. It bounds the gradient of a zero token.
+MIN_LENGTH = 1e-4
+
+
+class CrossFeatureAttention(nn.Module):
+    """Cross feature attention within sequences: tokens [B, T, C] to the same.
+
+    The T tokens are one or more sequences in a row, `lengths` says how many tokens each has;
+    tokens of different sequences do not see each other.
+
+    Args:
+        embed_dims: C.
+        attn_dims: width of q, k and v, over all heads.
+        num_heads: heads; they divide attn_dims.
+        mode: `vector` or `map`, as above.
+        init_lambda: the temperature at the start.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        attn_dims: int,
+        *,
+        num_heads: int = 4,
+        mode: str = 'vector',
+        init_lambda: float = 1.,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.mode = num_heads, mode
+        self.qkv = nn.Linear(embed_dims, 3 * attn_dims)
+        scores, heads = (num_heads, num_heads) if mode == 'vector' else (attn_dims, 1)
+        self.token_conv = nn.Conv1d(
+            attn_dims, scores, KERNEL, padding=KERNEL // 2, groups=num_heads)
+        self.feature_conv = nn.Conv1d(heads, heads, KERNEL, padding=KERNEL // 2, groups=heads)
+        self.temperature = nn.Parameter(torch.full((num_heads, 1), float(init_lambda)))
+        self.proj = nn.Linear(attn_dims, embed_dims)
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        qkv = self.qkv(x)
+        if len(set(lengths)) == 1:
+            sequences = [qkv.reshape(-1, lengths[0], qkv.shape[2])]
+        else:
+            sequences = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
+        mixed = [self.mix(sequence).reshape(len(x), -1, self.proj.in_features)
+                 for sequence in sequences]
+        return self.proj(torch.cat(mixed, dim=1))
+
+    def mix(self, qkv: Tensor) -> Tensor:
+        """[sequences, N, 3 D] to [sequences, N, D]."""
+        query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)  # [S, N, heads, d]
+        read = self._vector if self.mode == 'vector' else self._map
+        return read(_unit_length(query), _unit_length(key), value).flatten(2)
+
+    def _vector(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # Half of the 1 / N before the sum over N tokens and half after it: neither the terms nor
+        # the sum then leave the range of fp16.
+        scale = key.shape[1]**-0.5
+        context = self.token_conv(key.flatten(2).mT)  # [S, heads, N]
+        feature = self.feature_conv(key.mean(1))  # [S, heads, d]
+        summary = torch.einsum('shn,snhd->shd', context * scale, value) * scale
+        weight = torch.einsum('snhd,shd->snh', query, feature)
+        summary = (self.temperature * summary).to(weight)
+        return weight.unsqueeze(3) * summary.unsqueeze(1)
+
+    def _map(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scale = key.shape[1]**-0.5
+        context = self.token_conv(key.flatten(2).mT).mT.unflatten(2, (self.num_heads, -1))
+        scores = context * self._along_features(key) * scale
+        summary = torch.einsum('snhd,snhe->shde', scores, value) * scale
+        summary = (self.temperature.unsqueeze(2) * summary).to(query)
+        return torch.einsum('snhd,shde->snhe', query, summary)
+
+    def _along_features(self, key: Tensor) -> Tensor:
+        """`feature_conv` along the last axis, [..., d] to the same.
+
+        As a product with the matrix of the convolution, which is what it makes of the identity:
+        a convolution of so many short rows is 3 times slower.
+        """
+        conv = self.feature_conv
+        identity = torch.eye(key.shape[-1], dtype=conv.weight.dtype, device=key.device)
+        matrix = F.conv1d(identity.unsqueeze(1), conv.weight, padding=conv.padding).squeeze(1)
+        return key @ matrix.to(key) + conv.bias.to(key)
+
+
+def _unit_length(x: Tensor) -> Tensor:
+    # Squares of half-precision numbers are summed in float32.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    return x / length.clamp_min(MIN_LENGTH).to(x)

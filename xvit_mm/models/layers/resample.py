@@ -1,0 +1,19 @@
+"""Moving tokens from one grid to another."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resample_tokens(
+    tokens: Tensor, source: tuple[int, int], target: tuple[int, int], *, mode: str
+) -> Tensor:
+    """Interpolate patch tokens; the class token in front of them stays as it is.
+
+    tokens [B, 1 + h * w, C] on the grid `source` = (h, w) to [B, 1 + h' * w', C] on `target`, both
+    grids spanning the same area. mode: `bilinear` or `bicubic`.
+    """
+    if source == target:
+        return tokens
+    patches = tokens[:, 1:].mT.unflatten(2, source)
+    patches = F.interpolate(patches, size=target, mode=mode, align_corners=False)
+    return torch.cat([tokens[:, :1], patches.flatten(2).mT], dim=1)

@@ -1,0 +1,301 @@
+"""Visual tokens (VT, arXiv 2006.03677 v4): tokenizers, token transformer, projector.
+
+A tokenizer summarises a map X [B, C, H, W] in L tokens, a transformer relates the tokens, and a
+projector writes them back to the map. Softmax runs over the pixels in a tokenizer and over the
+tokens in the other two, so nothing depends on the size of the map. Maps and tokens keep their
+channels in front, [B, C, H, W] and [B, C, L]: a large map is never transposed.
+
+The paper prints the formulas but no code. Each reading below carries its source: [P] printed in
+the paper, [S] reported by secondary sources on the authors' code, [N] pinned by the published
+numbers of parameters and multiply-adds, [I] inferred. For the whole file: point-wise layers have
+no bias [N] and are followed by a norm if `norm_cfg` says so [I]; the coefficients of the filter
+tokenizer are the exception. Grouped layers on maps have 64 channels per group [N]. Logits that
+are products of two projections are divided by sqrt(d) if `scale_logits` [S], else not [P].
+"""
+from collections.abc import Mapping
+from math import gcd, isqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import ConvModule, DropPath
+from torch import Tensor, nn
+
+NormCfg = Mapping[str, Any] | None
+GROUP_WIDTH = 64
+KMEANS_STEPS = 3
+
+
+def map_layer(
+    in_channels: int,
+    out_channels: int,
+    *,
+    norm_cfg: NormCfg,
+    group_width: int | None = None,
+) -> ConvModule:
+    """Point-wise layer on a map, [B, C_in, H, W] to [B, C_out, H, W], and its norm.
+
+    `group_width` output channels see one group of the input, as far as the channels divide; by
+    default every channel sees all.
+    """
+    groups = out_channels // group_width if group_width else 1
+    groups = max(1, gcd(groups, in_channels, out_channels))
+    return _pointwise('Conv2d', in_channels, out_channels, groups, norm_cfg)
+
+
+def token_layer(
+    in_channels: int,
+    out_channels: int,
+    *,
+    norm_cfg: NormCfg,
+    groups: int = 1,
+    zero_init: bool = False,
+) -> ConvModule:
+    """Point-wise layer on tokens, [B, C_in, L] to [B, C_out, L], and its norm.
+
+    `zero_init`: the norm starts with weight 0, so that a residual branch starts as nothing.
+    """
+    if norm_cfg is not None and norm_cfg['type'] in ('BN', 'BN2d'):
+        norm_cfg = dict(norm_cfg, type='BN1d')
+    layer = _pointwise('Conv1d', in_channels, out_channels, groups, norm_cfg)
+    if zero_init and norm_cfg is not None:
+        nn.init.zeros_(layer.norm.weight)
+    return layer
+
+
+def _pointwise(
+    kind: str, in_channels: int, out_channels: int, groups: int, norm_cfg: NormCfg
+) -> ConvModule:
+    layer = ConvModule(
+        in_channels, out_channels, 1, groups=groups, bias=False, conv_cfg=dict(type=kind),
+        norm_cfg=None if norm_cfg is None else dict(norm_cfg), act_cfg=None)
+    # Keeps the variance, so that VT also trains without norms.
+    nn.init.kaiming_normal_(layer.conv.weight, nonlinearity='linear')
+    return layer
+
+
+class Tokenizer(nn.Module):
+    """Base of the tokenizers: a map [B, C, H, W] to tokens [B, CT, L].
+
+    `T = A^T V`, with A the attention and V a grouped projection of the map [N]; without
+    `value_conv` V is the map itself [P]. The tokens are then projected from C to CT channels
+    unless the two are equal [N]. Tokenizers of all kinds are built alike and take the tokens of
+    the module before, if there are any.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        token_channels: int,
+        *,
+        num_tokens: int,
+        norm_cfg: NormCfg,
+        value_conv: bool = True,
+        scale_logits: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.scale = in_channels**-0.5 if scale_logits else 1.
+        self.value = nn.Identity()
+        if value_conv:
+            self.value = map_layer(
+                in_channels, in_channels, norm_cfg=norm_cfg, group_width=GROUP_WIDTH)
+        self.project = nn.Identity()
+        if in_channels != token_channels:
+            self.project = token_layer(in_channels, token_channels, norm_cfg=norm_cfg)
+
+    def attention(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Weights of the pixels [B, L, H * W] that sum to 1 for every token."""
+        return self.logits(x, tokens).softmax(dim=-1)
+
+    def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """The attention [B, L, H * W] before its softmax over the pixels."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        return self.project(self.value(x).flatten(2) @ self.attention(x, tokens).mT)
+
+
+class FilterTokenizer(Tokenizer):
+    """`A = softmax_HW(X W_A)` with one learned filter per token [P]."""
+
+    def __init__(self, in_channels: int, token_channels: int, **options: Any) -> None:
+        super().__init__(in_channels, token_channels, **options)
+        self.coefficients = nn.Conv2d(in_channels, self.num_tokens, 1, bias=False)
+        nn.init.kaiming_normal_(self.coefficients.weight, nonlinearity='linear')
+
+    def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        return self.coefficients(x).flatten(2)
+
+
+class RecurrentTokenizer(Tokenizer):
+    """`A = softmax_HW((X W_K) W_R^T)`, `W_R = T W_{T->R}`: earlier tokens are the filters [P].
+
+    The grouped projection W_K of the map is [N].
+    """
+
+    def __init__(self, in_channels: int, token_channels: int, **options: Any) -> None:
+        super().__init__(in_channels, token_channels, **options)
+        norm_cfg = options['norm_cfg']
+        self.key = map_layer(in_channels, in_channels, norm_cfg=norm_cfg, group_width=GROUP_WIDTH)
+        self.query = token_layer(token_channels, in_channels, norm_cfg=norm_cfg)
+
+    def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        return (self.query(tokens) * self.scale).mT @ self.key(x).flatten(2)
+
+
+class PoolingTokenizer(Tokenizer):
+    """Averages over a grid of windows, as square as L allows [I]; no value projection [N]."""
+
+    def __init__(self, in_channels: int, token_channels: int, **options: Any) -> None:
+        super().__init__(in_channels, token_channels, **options | dict(value_conv=False))
+
+    def attention(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Refused.
+
+        Raises:
+            ValueError: always; these tokens have fixed windows instead.
+        """
+        raise ValueError(
+            'the pooling tokenizer has no attention: its tokens are averages over a fixed grid; '
+            "use tokenizer='filter' or 'clustering'")
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        return self.project(_pool(x, self.num_tokens))
+
+
+class ClusteringTokenizer(Tokenizer):
+    """`A = softmax_HW(X C^T)`: centroids C of the pixels are the filters (appendix C) [S].
+
+    Pixels and seeds, the averages over a grid of windows, have unit length; a few steps of Lloyd's
+    k-means move the seeds. The centroids pass no gradient, and a cluster without pixels keeps its
+    centroid [I].
+    """
+
+    def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        return self.centroids(x).mT @ x.flatten(2)
+
+    @torch.no_grad()
+    def centroids(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to unit vectors [B, C, L]."""
+        # The length of a pixel underflows in half precision.
+        pixels = F.normalize(x.float().flatten(2), dim=1)
+        centroids = F.normalize(_pool(x.float(), self.num_tokens), dim=1)
+        for _ in range(KMEANS_STEPS):
+            nearest = (centroids.mT @ pixels).argmax(dim=1)  # B, HW
+            members = F.one_hot(nearest, self.num_tokens).to(pixels)  # B, HW, L
+            sums = F.normalize(pixels @ members, dim=1)
+            centroids = torch.where(members.any(dim=1)[:, None], sums, centroids)
+        return centroids.to(x)
+
+
+class TokenTransformer(nn.Module):
+    """`T' = T + softmax_L((T K)(T Q)^T) T`, `T_out = T' + relu(T' F1) F2` (eq. 3, 4) [P].
+
+    Tokens [B, CT, L] to the same. K and Q have CT / 2 channels, in two groups; there is no value
+    projection [N]. With `num_heads` heads every head relates its share of the channels [S].
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        norm_cfg: NormCfg,
+        num_heads: int = 1,
+        scale_logits: bool = True,
+        zero_init: bool = True,
+        drop_path: float = 0.,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (channels // 2 // num_heads)**-0.5 if scale_logits else 1.
+        self.key = token_layer(channels, channels // 2, groups=2, norm_cfg=norm_cfg)
+        self.query = token_layer(channels, channels // 2, groups=2, norm_cfg=norm_cfg)
+        self.fc1 = token_layer(channels, channels, norm_cfg=norm_cfg)
+        self.fc2 = token_layer(channels, channels, norm_cfg=norm_cfg, zero_init=zero_init)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.drop_path(self.related(tokens))
+        return tokens + self.drop_path(self.fc2(F.relu(self.fc1(tokens))))
+
+    def related(self, tokens: Tensor) -> Tensor:
+        """The attention among tokens, without the residual path: [B, CT, L] to the same."""
+        key, query, value = (
+            t.unflatten(1, (self.num_heads, -1))
+            for t in (self.key(tokens) * self.scale, self.query(tokens), tokens))
+        weights = (key.mT @ query).softmax(dim=-1)  # B, heads, L, L
+        return (value @ weights.mT).flatten(1, 2)
+
+
+class PointwiseTokens(nn.Module):
+    """`T_out = T + relu(T F)`: what is left when tokens do not interact ("None", Table 5).
+
+    Tokens [B, CT, L] to the same. That one CT x CT layer remains is [N], its form [I].
+    """
+
+    def __init__(self, channels: int, *, norm_cfg: NormCfg, drop_path: float = 0.) -> None:
+        super().__init__()
+        self.fc = token_layer(channels, channels, norm_cfg=norm_cfg)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.drop_path(F.relu(self.fc(tokens)))
+
+
+class Projector(nn.Module):
+    """`X_out = X + softmax_L((X W_Q)(T W_K)^T) (T W_V)` [P]; W_V is not in the formula [N].
+
+    Map [B, C_in, H, W] and tokens [B, CT, L] to a map [B, C_out, H, W]. W_Q is grouped, W_V is
+    the identity where CT = C_out, and X is projected first where C_in differs from C_out [N].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        token_channels: int,
+        *,
+        norm_cfg: NormCfg,
+        num_heads: int = 1,
+        group_width: int = GROUP_WIDTH,
+        scale_logits: bool = True,
+        zero_init: bool = True,
+        drop_path: float = 0.,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (out_channels // num_heads)**-0.5 if scale_logits else 1.
+        self.query = map_layer(
+            in_channels, out_channels, norm_cfg=norm_cfg, group_width=group_width)
+        self.key = token_layer(token_channels, out_channels, norm_cfg=norm_cfg)
+        self.value = nn.Identity()
+        if token_channels != out_channels:
+            self.value = token_layer(
+                token_channels, out_channels, norm_cfg=norm_cfg, zero_init=zero_init)
+        self.lateral = nn.Identity()
+        if in_channels != out_channels:
+            self.lateral = map_layer(in_channels, out_channels, norm_cfg=norm_cfg)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        residual = self.lateral(x)
+        query, key, value, base = (
+            t.unflatten(1, (self.num_heads, -1)).flatten(0, 1)  # B * heads, C / heads, HW or L
+            for t in (self.query(x).flatten(2), self.key(tokens) * self.scale,
+                      self.drop_path(self.value(tokens)), residual.flatten(2)))
+        weights = (key.mT @ query).softmax(dim=1)
+        return torch.baddbmm(base, value, weights).view(residual.shape)
+
+
+TOKENIZERS = dict(
+    filter=FilterTokenizer,
+    recurrent=RecurrentTokenizer,
+    pooling=PoolingTokenizer,
+    clustering=ClusteringTokenizer)
+
+
+def _pool(x: Tensor, num_tokens: int) -> Tensor:
+    """Averages over `num_tokens` windows of a map: [B, C, H, W] to [B, C, L]."""
+    rows = next(n for n in range(isqrt(num_tokens), 0, -1) if num_tokens % n == 0)
+    return F.adaptive_avg_pool2d(x, (rows, num_tokens // rows)).flatten(2)

@@ -1,0 +1,76 @@
+"""A pyramid of maps from the two token grids of CrossViT: this package's design, unpublished."""
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import NORM_EPS
+
+# Pixels from one large patch to the next, which all other strides here are multiples or parts of.
+COARSE_STRIDE = 16
+
+
+class PyramidLevel(nn.Module):
+    """One map of the pyramid: both branches, each projected and resampled to its grid, summed.
+
+    Maps [B, C_i, h_i, w_i], the second at stride 16 and both over the same area, to
+    [B, out_channels, ceil(H / stride), ceil(W / stride)] for an image of H x W. Below stride 16 the
+    projection also learns what lies inside a token, two by two; at stride 32 a strided convolution
+    follows.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.projs = nn.ModuleList(
+            nn.ConvTranspose2d(channels, out_channels, 2, stride=2) if stride < COARSE_STRIDE
+            else nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
+        self.reduce = (nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+                       if stride > COARSE_STRIDE else nn.Identity())
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        cells = max(COARSE_STRIDE // self.stride, 1)
+        grid = tuple(n * cells for n in maps[1].shape[2:])
+        x = sum(F.interpolate(proj(x), size=grid, mode='bilinear', align_corners=False)
+                for proj, x in zip(self.projs, maps))
+        height, width = (-(-n // self.stride) for n in size)
+        return self.reduce(x)[..., :height, :width].contiguous()
+
+
+class BranchPyramid(nn.Module):
+    """Maps at strides 4, 8, 16 and 32, or some of them, from the tokens of two branches.
+
+    Tokens, small patches first, [B, 1 + h_i * w_i, C_i] with the class token in front, where the
+    large patches lie at stride 16. Every place hears of the class token, through which the
+    branches know of each other (as the readout of DPT, arXiv 2103.13413, in its additive form).
+    The fine maps are as wide as the small branch, the coarse ones as the large one.
+    """
+
+    STRIDES = (4, 8, 16, 32)
+
+    def __init__(self, embed_dims: Sequence[int], out_indices: Sequence[int]) -> None:
+        super().__init__()
+        small, large = embed_dims
+        widths = (small, small, large, large)
+        self.out_channels = tuple(widths[i] for i in out_indices)
+        self.out_strides = tuple(self.STRIDES[i] for i in out_indices)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for width in embed_dims)
+        self.readouts = nn.ModuleList(nn.Linear(width, width) for width in embed_dims)
+        self.levels = nn.ModuleDict({
+            f'stride{stride}': PyramidLevel(embed_dims, channels, stride=stride)
+            for stride, channels in zip(self.out_strides, self.out_channels)})
+
+    def forward(
+        self,
+        tokens: Sequence[Tensor],
+        grids: Sequence[tuple[int, int]],
+        size: tuple[int, int],
+    ) -> tuple[Tensor, ...]:
+        """The maps of an image of `size` (height, width)."""
+        maps = [self._map(*branch) for branch in zip(self.norms, self.readouts, tokens, grids)]
+        return tuple(level(maps, size) for level in self.levels.values())
+
+    @staticmethod
+    def _map(norm: nn.Module, readout: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = norm(tokens)
+        return (tokens[:, 1:] + readout(tokens[:, :1])).mT.unflatten(2, grid)
