@@ -1,0 +1,195 @@
+"""Backbones side by side: time and peak memory of a forward pass or a training step.
+
+    python tools/benchmark.py xvit_mm.XFormer mmpretrain.MobileViT:arch=small --sizes 256 512 1024
+
+All models live in one process and run in turns, so that a busy machine is busy for all of them.
+"""
+import argparse
+import ast
+import copy
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from mmcv.cnn.utils import fuse_conv_bn
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from xvit_mm.engine.config import ConfigError
+from xvit_mm.engine.tool import run_tool
+
+VARIANTS = {
+    'eager': 'as built',
+    'math': 'as built, with attention that stores its N x N matrix',
+    'folded': 'convolution and BatchNorm folded, channels last',
+}
+TOLERANCE = 1e-3
+
+
+class Contender:
+    """A model in one of the variants, and what was measured of it."""
+
+    def __init__(self, name: str, model: nn.Module, variant: str) -> None:
+        self.name, self.variant = f'{name} {variant}', variant
+        self.model = prepared(model, variant)
+        self.times: list[float] = []
+        self.memory = 0
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        if self.variant == 'folded':
+            images = images.contiguous(memory_format=torch.channels_last)
+        context: AbstractContextManager = (
+            sdpa_kernel(SDPBackend.MATH) if self.variant == 'math' else nullcontext())
+        with context:
+            maps = self.model(images)
+        return [maps] if isinstance(maps, Tensor) else list(maps)
+
+    def step(self, images: Tensor, train: bool) -> None:
+        if train:
+            sum(x.float().mean() for x in self.forward(images)).backward()
+            self.model.zero_grad(set_to_none=True)
+        else:
+            with torch.inference_mode():
+                self.forward(images)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    models = {text: build(text).to(device) for text in arguments.models}
+    print(f'{device}, {arguments.threads} threads, batch {arguments.batch}, '
+          f'{"training step" if arguments.train else "inference"}, torch {torch.__version__}')
+    for size in arguments.sizes:
+        images = torch.randn(arguments.batch, 3, size, size, device=device)
+        contenders = [Contender(name, model, variant)
+                      for name, model in models.items() for variant in arguments.variants]
+        if not arguments.train:
+            check_equality(contenders, images, len(arguments.variants))
+        for contender in contenders:
+            contender.model.train(arguments.train)
+        race(contenders, images, arguments)
+        report(size, contenders)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Time and peak memory of backbones, side by side.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('models', nargs='+', metavar='TYPE[:KEY=VALUE,...]',
+                        help='backbones; ratios are to the first')
+    parser.add_argument('--sizes', type=int, nargs='+', default=[256, 512, 1024])
+    parser.add_argument(
+        '--variants', nargs='+', choices=list(VARIANTS), default=['eager'],
+        help='; '.join(f'{name}: {text}' for name, text in VARIANTS.items()))
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--rounds', type=int, default=7, help='measurements of each model')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--train', action='store_true', help='forward and backward')
+    return parser.parse_args()
+
+
+def build(text: str) -> nn.Module:
+    """A backbone from `scope.Type:key=value,key=value`."""
+    kind, _, settings = text.partition(':')
+    config = dict(type=kind)
+    for setting in filter(None, settings.split(',')):
+        key, equals, value = setting.partition('=')
+        if not equals:
+            raise ConfigError(f'{text!r}: {setting!r} is not KEY=VALUE')
+        config[key] = literal(value)
+    try:
+        return MODELS.build(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f'{text!r} cannot be built: {error}') from error
+
+
+def literal(value: str) -> object:
+    try:
+        return ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return value
+
+
+def prepared(model: nn.Module, variant: str) -> nn.Module:
+    model = copy.deepcopy(model)
+    # Some backbones do not return themselves here.
+    model.eval()
+    if variant == 'folded':
+        model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
+    return model
+
+
+def check_equality(contenders: list[Contender], images: Tensor, num_variants: int) -> None:
+    """Refuse to compare variants of a model that do not compute the same."""
+    with torch.no_grad():
+        for i in range(0, len(contenders), num_variants):
+            first, *others = contenders[i:i + num_variants]
+            expected = first.forward(images)
+            for other in others:
+                worst = max(float((a - b).norm() / a.norm())
+                            for a, b in zip(expected, other.forward(images)))
+                if worst > TOLERANCE:
+                    raise ConfigError(f'{other.name} deviates by {worst:.1e} from {first.name}')
+
+
+def race(contenders: list[Contender], images: Tensor, arguments: argparse.Namespace) -> None:
+    """Warm up and measure memory, then time the contenders in turns."""
+    for contender in contenders:
+        contender.memory = peak_memory(lambda: contender.step(images, arguments.train), images)
+    for _ in range(arguments.rounds):
+        for contender in contenders:
+            contender.times.append(
+                seconds(lambda: contender.step(images, arguments.train), images))
+
+
+def seconds(function: Callable[[], None], images: Tensor) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(function: Callable[[], None], images: Tensor) -> int:
+    """Bytes that are allocated at the same time, at most, beyond those before the call."""
+    function()
+    gc.collect()
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == '[memory]':
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def report(size: int, contenders: list[Contender]) -> None:
+    width = max(len(contender.name) for contender in contenders)
+    first = contenders[0]
+    print(f'\n{size} x {size}\n{"":<{width}}{"ms (median)":>13}{"ms (best)":>11}{"x":>7}'
+          f'{"MB (peak)":>11}{"x":>7}')
+    for contender in contenders:
+        median, best = statistics.median(contender.times), min(contender.times)
+        # Of the rounds, not of the medians: the turns of one round share the state of the machine.
+        ratio = statistics.median(b / a for a, b in zip(first.times, contender.times))
+        print(f'{contender.name:<{width}}{1e3 * median:>13.1f}{1e3 * best:>11.1f}{ratio:>7.2f}'
+              f'{contender.memory / 1e6:>11.1f}{contender.memory / max(first.memory, 1):>7.2f}')
+
+
+if __name__ == '__main__':
+    run_tool(main)

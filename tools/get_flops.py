@@ -1,0 +1,70 @@
+"""Parameters and multiply-adds of the model of a config, by part.
+
+    python tools/get_flops.py configs/retinanet_crossformer_s_coco.py --shape 800 1280
+"""
+import argparse
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from xvit_mm.complexity import Cost, measure_cost
+from xvit_mm.engine.config import ConfigError, load_config, revert_sync_bn
+from xvit_mm.engine.tool import run_tool
+
+# The sizes that papers quote for detection, segmentation and classification.
+USUAL_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Parameters and multiply-adds of a model.')
+    parser.add_argument('config', help='path of a config, or the name of one that ships')
+    parser.add_argument(
+        '--shape', type=int, nargs='+', metavar='PIXELS',
+        help='height and width, or one side; by default the usual size of the task')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
+        help='entries of the config to set, as model.backbone.arch=t')
+    arguments = parser.parse_args()
+
+    cfg = load_config(arguments.config, arguments.cfg_options)
+    shape = checked_shape(arguments.shape) or usual_shape(cfg)
+    cost = measure_cost(build_model(cfg), shape)
+    print(f'{cfg.model.type} at {shape[0]} x {shape[1]}')
+    print(table(cost))
+
+
+def checked_shape(shape: list[int] | None) -> tuple[int, int] | None:
+    if shape is not None and (len(shape) > 2 or min(shape) < 1):
+        raise ConfigError(f'--shape {" ".join(map(str, shape))}: give height and width in pixels')
+    return (shape[0], shape[-1]) if shape else None
+
+
+def usual_shape(cfg: Config) -> tuple[int, int]:
+    scope = cfg.get('default_scope')
+    if scope not in USUAL_SHAPES:
+        raise ConfigError(f'no usual size for default_scope={scope!r}: give --shape HEIGHT WIDTH')
+    return USUAL_SHAPES[scope]
+
+
+def build_model(cfg: Config) -> nn.Module:
+    if 'model' not in cfg:
+        raise ConfigError(f'{cfg.filename} has no model')
+    revert_sync_bn(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    try:
+        return MODELS.build(cfg.model)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f'the model of {cfg.filename} cannot be built: {error}') from error
+
+
+def table(cost: Cost) -> str:
+    """One line for each part and one for the whole."""
+    lines = [f'{"part":<16}{"parameters":>14}{"GMACs":>12}']
+    for name, part in {**cost.parts, 'total': cost}.items():
+        lines.append(f'{name:<16}{part.parameters:>14,}{part.macs / 1e9:>12.3f}')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,31 @@
+"""Evaluate a checkpoint, official ones as released included.
+
+    python tools/test.py configs/retinanet_crossformer_s_coco.py CHECKPOINT --data-root data/coco
+"""
+from xvit_mm.engine.config import check_data, dump_predictions, show_pictures, use_tta
+from xvit_mm.engine.tool import build_runner, common_arguments, config_of, run_tool
+
+
+def main() -> None:
+    parser = common_arguments('Evaluate a detector, segmentor or classifier.')
+    parser.add_argument('checkpoint', help='of this package, or an official one as released')
+    parser.add_argument('--out', metavar='FILE.pkl', help='write all predictions there')
+    parser.add_argument('--show-dir', metavar='FOLDER',
+                        help='draw every prediction beside its ground truth there')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    arguments = parser.parse_args()
+
+    cfg = config_of(arguments)
+    check_data(cfg, 'test_dataloader')
+    cfg.load_from = arguments.checkpoint
+    if arguments.tta:
+        use_tta(cfg)
+    if arguments.out:
+        dump_predictions(cfg, arguments.out)
+    if arguments.show_dir:
+        show_pictures(cfg, arguments.show_dir)
+    build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    run_tool(main)
