@@ -212,7 +212,7 @@ def test_an_environment_with_the_upstream_family_is_left_alone(tools: SimpleName
     ('ERROR: No matching distribution found for torch==2.12.1', ['has no torch==2.12.1']),
     ('The user requested (constraint) numpy==2.2.6\nERROR: ResolutionImpossible',
      ['has no numpy==2.2.6']),
-    ('OSError: [Errno 28] No space left on device', ['disk is full', 'TMPDIR']),
+    ('OSError: [Errno 28] No space left on device', ['disk is full', '12 GB']),
     ('fatal error: Python.h: No such file or directory', ['python3-dev']),
     ('c++: fatal error: Killed signal terminated program cc1plus', ['MAX_JOBS=1']),
     ('something new', ['setup.log']),

@@ -96,3 +96,26 @@ def test_a_gpu_is_hidden_from_the_demo_where_mmcv_has_cpu_ops_only(
     assert variables['CUDA_VISIBLE_DEVICES'] == '' and 'PYTHONPATH' not in variables
     tools.project_env.BUILT_FOR.write_text('2.12.1 cuda\n')
     assert 'CUDA_VISIBLE_DEVICES' not in tools.project_env.run_variables()
+
+
+def test_a_wheel_with_cpu_ops_is_replaced_where_the_gpu_can_be_used(
+    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = iter(['ops: cpu', 'ops: cuda'])
+    runner = mmcv_runner(tools, ('is_available', 0, 'cuda: 13.0'), ('nvcc', 0, 'release 13.0'))
+    answer = runner.run
+    runner.real.run = lambda command, env=None: (
+        (0, next(loads)) if 'get_compiling' in ' '.join(command) else answer(command, env))
+    monkeypatch.setattr(tools.stack, 'nvcc', lambda: '/cuda/bin/nvcc')
+    assert tools.steps.install_mmcv(runner.real) == 'compiled, cuda ops'
+    assert runner.variables[-1]['FORCE_CUDA'] == '1'
+    assert 'CUDA_VISIBLE_DEVICES' not in runner.variables[-1]
+
+
+def test_a_gpu_without_its_nvcc_is_mentioned(
+    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(tools.stack, 'nvcc', lambda: None)
+    runner = mmcv_runner(tools, ('is_available', 0, 'cuda: 13.0'))
+    assert tools.steps.install_mmcv(runner.real) == 'from a wheel, cpu ops'
+    assert 'no nvcc of CUDA 13' in capsys.readouterr().out

@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import sys
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
@@ -279,6 +280,7 @@ def chosen_python(given: Optional[str]) -> str:
 
 def main() -> int:
     """Reads the arguments, examines, prints."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `doctor.py | head` is no error
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--python', help='interpreter to examine')
     try:

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -22,8 +23,8 @@ from typing import Any, Callable, IO, Iterator, NamedTuple, NoReturn
 
 from bootstrap import stack, steps
 from bootstrap.children import Runner, SetupError, duration
-from bootstrap.project_env import (LOG, PYTHON, STAMP, VENV, fingerprint, is_ready, run_variables,
-                                   venv_version)
+from bootstrap.project_env import (LOG, PYTHON, SCRATCH, STAMP, VENV, fingerprint, is_ready,
+                                   run_variables, venv_version)
 
 import doctor
 
@@ -83,13 +84,8 @@ def locked_log() -> Iterator[IO[bytes]]:
         yield log
 
 
-def set_up(log: IO[bytes]) -> None:
-    """Runs all steps and writes the stamp."""
-    with contextlib.suppress(FileNotFoundError):
-        STAMP.unlink()
-    log.truncate(0)
-    runner = Runner(log)
-    start = time.monotonic()
+def run_steps(runner: Runner) -> None:
+    """Runs all steps, saying what each does and how long it took."""
     for number, step in enumerate(STEPS, 1):
         print('[{}/{}] {}: about {}'.format(number, len(STEPS), step.title, step.takes),
               flush=True)
@@ -98,6 +94,27 @@ def set_up(log: IO[bytes]) -> None:
         took = duration(time.monotonic() - begin)
         print('      done in {}'.format(took) + (' ({})'.format(remark) if remark else ''),
               flush=True)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[None]:
+    """An empty folder for pip and the compilers; theirs in /tmp would outlive a kill."""
+    shutil.rmtree(str(SCRATCH), ignore_errors=True)
+    SCRATCH.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(str(SCRATCH), ignore_errors=True)
+
+
+def set_up(log: IO[bytes]) -> None:
+    """Runs all steps and writes the stamp."""
+    with contextlib.suppress(FileNotFoundError):
+        STAMP.unlink()
+    log.truncate(0)
+    start = time.monotonic()
+    with scratch_folder():
+        run_steps(Runner(log))
     new_stamp = STAMP.with_suffix('.new')
     new_stamp.write_text(fingerprint(), encoding='utf-8')
     os.replace(str(new_stamp), str(STAMP))

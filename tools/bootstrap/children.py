@@ -10,7 +10,7 @@ import sys
 from typing import Dict, IO, List, Optional, Tuple
 
 from bootstrap import stack
-from bootstrap.project_env import LOG, PYTHON, set_up_variables
+from bootstrap.project_env import LOG, PYTHON, SCRATCH, set_up_variables
 
 DISK_GB = 12
 STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -18,8 +18,8 @@ STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # Part of pip's output -> what it means and what to do. The first two help no later attempt.
 DISK_FULL = (
     r'No space left on device',
-    'the disk is full. Free some space (the set-up needs about {} GB; pip unpacks in $TMPDIR or '
-    '/tmp and keeps downloads in ~/.cache/pip), then run the same command again.'.format(DISK_GB))
+    'the disk is full. Free some space (the set-up needs about {} GB in this folder, and pip '
+    'keeps downloads in ~/.cache/pip), then run the same command again.'.format(DISK_GB))
 NO_NETWORK = (
     r'NewConnectionError|NameResolutionError|Temporary failure in name resolution|'
     r'ConnectTimeoutError|Connection refused|Connection reset|Network is unreachable|ProxyError|'
@@ -144,7 +144,8 @@ class Runner:
         # Held back while the child starts: an interruption in between would leave it alone.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
-            child = self.start(command, dict(set_up_variables(), **(env or {})))
+            variables = dict(set_up_variables(), TMPDIR=str(SCRATCH), **(env or {}))
+            child = self.start(command, variables)
         except OSError:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             raise

@@ -11,6 +11,7 @@ VENV = stack.ROOT / '.venv'
 PYTHON = VENV / 'bin' / 'python'
 LOG = VENV / 'setup.log'
 STAMP = VENV / 'setup.stamp'
+SCRATCH = VENV / 'setup-tmp'
 BUILT_FOR = VENV / 'mmcv-built-for'
 
 BUILD_TOOLS = ('pip', 'setuptools', 'wheel', 'packaging', 'ninja', 'psutil')
@@ -51,12 +52,15 @@ def fingerprint() -> str:
     return hashlib.sha256('\n'.join(parts).encode('utf-8')).hexdigest()
 
 
+def has_pinned(name: str) -> bool:
+    """Whether a distribution is in .venv in its tested version, of whatever flavour."""
+    return installed().get(name, '').split('+')[0] == stack.pins()[name]
+
+
 def has_pinned_stack() -> bool:
     """Whether one family, in the tested versions, is in .venv: others may have changed it."""
-    present, tested = installed(), stack.pins()
     names = list(stack.FAMILIES['OneDL'].values()) + ['torch', 'torchvision']
-    fits = all(present.get(name, '').split('+')[0] == tested[name] for name in names)
-    return fits and set(stack.families(present)) == {'OneDL'}
+    return all(map(has_pinned, names)) and set(stack.families(installed())) == {'OneDL'}
 
 
 def is_ready() -> bool:

@@ -10,8 +10,8 @@ from typing import Dict, List, Tuple
 
 from bootstrap import children, stack
 from bootstrap.children import Runner, SetupError
-from bootstrap.project_env import (BUILD_TOOLS, BUILT_FOR, EXTRAS, LOG, PYTHON, VENV, installed,
-                                   site_packages, venv_version)
+from bootstrap.project_env import (BUILD_TOOLS, BUILT_FOR, EXTRAS, LOG, PYTHON, VENV, has_pinned,
+                                   installed, site_packages, venv_version)
 
 MMCV = 'onedl-mmcv'
 
@@ -190,7 +190,7 @@ def look_for_mmcv(runner: Runner) -> str:
 
 def install_torch(runner: Runner) -> str:
     """torch and torchvision together: they have to match."""
-    if installed().get('torch', '').split('+')[0] != stack.pins()['torch']:
+    if not has_pinned('torch'):
         refuse_small_disk()
     runner.pip('install', stack.pinned('torch'), stack.pinned('torchvision'))
     return 'torch {torch}, torchvision {torchvision}'.format(**installed())
@@ -226,11 +226,17 @@ def ops_to_build(runner: Runner) -> str:
     """'cuda' where torch sees a GPU and nvcc is of its CUDA's major version, else 'cpu'."""
     _, output = runner.python(CUDA_CHECK)
     cuda = re.search(r'cuda: (\d+)', output)
-    if cuda is None or stack.nvcc() is None:
+    if cuda is None:
         return 'cpu'
-    _, output = runner.run([stack.nvcc(), '--version'])
+    nvcc = stack.nvcc()
+    _, output = runner.run([nvcc, '--version']) if nvcc else (1, '')
     release = re.search(r'release (\d+)', output)
-    return 'cuda' if release and release.group(1) == cuda.group(1) else 'cpu'
+    if release and release.group(1) == cuda.group(1):
+        return 'cuda'
+    print('      note: there is a GPU, but no nvcc of CUDA {}, so mmcv gets CPU ops and the GPU '
+          'stays unused.\n      Once that toolkit is installed: python3 tools/environment.py '
+          '--repair'.format(cuda.group(1)), flush=True)
+    return 'cpu'
 
 
 def use_opencv_that_loads(runner: Runner) -> None:
@@ -259,18 +265,20 @@ def build_variables(ops: str) -> Dict[str, str]:
     return variables
 
 
-def mmcv_from_wheel(runner: Runner, ops: str) -> bool:
-    """Installs a wheel; one built for another torch, or without the CUDA ops, is removed again.
+def mmcv_from_wheel(runner: Runner, ops: str) -> str:
+    """Installs a wheel and returns its ops, '' if there is none that fits.
 
-    pip's cache is left out throughout: its key for mmcv does not know of torch.
+    One built for another torch, or without the CUDA ops, is removed again. pip's cache is left
+    out throughout: its key for mmcv does not know of torch.
     """
     status, _ = runner.try_pip('install', '--no-cache-dir', '--only-binary', MMCV,
                                stack.pinned(MMCV))
-    if status == 0 and ops_of_mmcv(runner) in ('cuda', ops):
-        return True
+    there = ops_of_mmcv(runner) if status == 0 else ''
+    if there in ('cuda', ops):
+        return there
     if MMCV in installed():
         runner.pip('uninstall', '-y', MMCV)
-    return False
+    return ''
 
 
 def mmcv_from_source(runner: Runner, ops: str) -> None:
@@ -285,23 +293,31 @@ def mmcv_from_source(runner: Runner, ops: str) -> None:
                          .format(LOG))
 
 
+def mmcv_that_is_there(runner: Runner, ops: str) -> str:
+    """Ops of the installed mmcv, '' if it has to be replaced: another torch, version or device."""
+    known = BUILT_FOR.read_text(encoding='utf-8').split() if BUILT_FOR.exists() else []
+    if not has_pinned(MMCV) or known[:1] not in ([], [installed()['torch']]):
+        return ''
+    there = ops_of_mmcv(runner)
+    return there if there in ('cuda', ops) else ''
+
+
 def install_mmcv(runner: Runner) -> str:
     """mmcv with ops for this torch: the one that is there, a wheel, or a build."""
-    ops, torch = ops_to_build(runner), installed()['torch']
-    known = BUILT_FOR.read_text(encoding='utf-8').split() if BUILT_FOR.exists() else [torch, ops]
-    if installed().get(MMCV) == stack.pins()[MMCV] and known[0] == torch:
-        there = ops_of_mmcv(runner)
-        if there in ('cuda', ops):
-            return record_mmcv(torch, there, 'already there')
+    ops = ops_to_build(runner)
+    there = mmcv_that_is_there(runner, ops)
+    if there:
+        return record_mmcv(there, 'already there')
     if MMCV in installed():
         runner.pip('uninstall', '-y', MMCV)
-    if mmcv_from_wheel(runner, ops):
-        return record_mmcv(torch, ops_of_mmcv(runner), 'from a wheel')
+    there = mmcv_from_wheel(runner, ops)
+    if there:
+        return record_mmcv(there, 'from a wheel')
     mmcv_from_source(runner, ops)
-    return record_mmcv(torch, ops, 'compiled')
+    return record_mmcv(ops, 'compiled')
 
 
-def record_mmcv(torch: str, ops: str, how: str) -> str:
+def record_mmcv(ops: str, how: str) -> str:
     """Notes which torch the ops fit, since mmcv's own version does not tell."""
-    BUILT_FOR.write_text('{} {}\n'.format(torch, ops), encoding='utf-8')
+    BUILT_FOR.write_text('{} {}\n'.format(installed()['torch'], ops), encoding='utf-8')
     return '{}, {} ops'.format(how, ops)

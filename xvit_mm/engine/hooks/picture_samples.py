@@ -80,7 +80,7 @@ def _rescale_instances(instances: InstanceData, shape: Shape, picture_shape: Sha
         boxes = boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
         # A box beyond the picture would make the visualizer's canvas grow.
         height, width = picture_shape
-        scaled.bboxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+        scaled.bboxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width - 1, height - 1] * 2))
     if 'masks' in instances:
         scaled.masks = _resample(_mask_tensor(instances.masks), shape, picture_shape)
     for name in ('labels', 'scores'):

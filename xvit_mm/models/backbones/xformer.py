@@ -5,7 +5,8 @@ MV3 block and several XF blocks, which are pre-norm transformer blocks with cros
 
 No official code or checkpoint exists, and the paper's tables and formulas could not be read. So
 that a user can tell what is the paper's and what is ours:
-- [P], in the paper's own text: 5.5 M parameters; the results in `configs/xformer/README.md`.
+- [P], in the paper's own text: 5.5 M parameters and 78.5 % on ImageNet; 33.2 AP on COCO as
+  YOLOv3 with 6.3 M parameters and 3.8 G multiply-adds; 78.5 mIoU on Cityscapes.
 - [S], from secondary sources: MV3 blocks with expansion 4 and squeeze-and-excitation; which block is
   in which stage; patches of 2 x 2; MLP ratios 2, 2, 3, embedding dims 144, 192, 240, width of
   q, k, v 96; GELU in the fully connected layers, SiLU elsewhere.
