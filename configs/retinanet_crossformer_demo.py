@@ -18,25 +18,23 @@ shapes = dict(
     metainfo=dict(
         classes=('ellipse', 'rectangle', 'triangle', 'star', 'ring'),
         palette=[(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167)]))
-load = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(200, 160), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-]
+load, pack = dict(type='LoadImageFromFile'), dict(type='PackDetInputs')
+boxes = dict(type='LoadAnnotations', with_bbox=True)
+resize = dict(type='Resize', scale=(200, 160), keep_ratio=True)
 flip = dict(type='RandomFlip', prob=[0.25, 0.25], direction=['horizontal', 'vertical'])
-train_pipeline = [load[0], load[2], load[1], flip, dict(type='PackDetInputs')]
-test_pipeline = [*load, dict(type='PackDetInputs')]
+train_pipeline = [load, boxes, resize, flip, pack]
+test_pipeline = [load, resize, boxes, pack]
 train_dataloader = dict(batch_size=4, dataset=dict(**shapes, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(**shapes, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-max_epochs = 24
-optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.05), clip_grad=dict(max_norm=10))
+max_epochs = 36
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=60),
     dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=1e-5, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+train_cfg = dict(max_epochs=max_epochs, val_interval=6)
 auto_scale_lr = dict(base_batch_size=4)

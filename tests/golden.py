@@ -1,7 +1,7 @@
 """Weights and images that anybody can regenerate, and recorded outputs of other people's code.
 
-The recorded outputs lie in `tests/data/golden/`: elements 0, step, 2 step, ... of a flattened tensor
-that the official code computed in float32 on a CPU, with mean, std and shape of the whole.
+The recorded outputs lie in `tests/data/golden/`: elements 0, step, 2 step, ... of a flattened
+tensor that the official code computed in float32 on a CPU, with mean, std and shape of the whole.
 """
 import json
 import zlib

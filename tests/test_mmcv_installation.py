@@ -1,7 +1,7 @@
 """How the set-up comes to an mmcv whose ops fit the installed torch."""
 import shutil
 from types import SimpleNamespace
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 from set_up_copy import FakeRunner, checkout, error_of, install, make_ready, site_of, tools
@@ -17,6 +17,11 @@ def mmcv_runner(tools: SimpleNamespace, *answers: Tuple[str, int, str]) -> FakeR
     runner = FakeRunner(tools, *answers, ('get_compiling_cuda', 0, 'ops: cpu'),
                         ('is_available', 0, 'cuda: none'))
     return runner
+
+
+def variables_of_build(runner: FakeRunner) -> Dict[str, str]:
+    return next(variables for text, variables in zip(runner.commands, runner.variables)
+                if '--no-binary' in text)
 
 
 def test_a_wheel_whose_ops_load_is_used(tools: SimpleNamespace) -> None:
@@ -44,9 +49,8 @@ def test_a_wheel_of_another_torch_is_replaced_by_a_build(
     monkeypatch.setenv('CFLAGS', '-march=native')
     assert tools.steps.install_mmcv(runner.real) == 'compiled, cpu ops'
     assert runner.ran('uninstall -y onedl-mmcv')
-    built = next(index for index, text in enumerate(runner.commands) if '--no-binary' in text)
-    assert '--no-build-isolation --no-cache-dir' in runner.commands[built]
-    variables = runner.variables[built]
+    assert runner.ran('--no-build-isolation --no-cache-dir --no-binary')
+    variables = variables_of_build(runner)
     assert variables['CFLAGS'] == '-march=native -g0' and variables['FORCE_CUDA'] == '0'
     assert variables['CUDA_VISIBLE_DEVICES'] == '' and int(variables['MAX_JOBS']) >= 1
 
@@ -108,8 +112,8 @@ def test_a_wheel_with_cpu_ops_is_replaced_where_the_gpu_can_be_used(
         (0, next(loads)) if 'get_compiling' in ' '.join(command) else answer(command, env))
     monkeypatch.setattr(tools.stack, 'nvcc', lambda: '/cuda/bin/nvcc')
     assert tools.steps.install_mmcv(runner.real) == 'compiled, cuda ops'
-    assert runner.variables[-1]['FORCE_CUDA'] == '1'
-    assert 'CUDA_VISIBLE_DEVICES' not in runner.variables[-1]
+    variables = variables_of_build(runner)
+    assert variables['FORCE_CUDA'] == '1' and 'CUDA_VISIBLE_DEVICES' not in variables
 
 
 def test_a_gpu_without_its_nvcc_is_mentioned(

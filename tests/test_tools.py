@@ -20,7 +20,8 @@ SMALL = ['model.backbone.arch.embed_dims=32', 'model.backbone.arch.depths="(1,1,
          'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
          'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
          'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
-         'train_cfg.val_interval=1', 'model.test_cfg.score_thr=0.', 'default_hooks.logger.interval=1']
+         'train_cfg.val_interval=1', 'model.test_cfg.score_thr=0.',
+         'default_hooks.logger.interval=1']
 
 
 def start(tool: str, *arguments: str) -> subprocess.Popen:

@@ -166,8 +166,9 @@ def test_patch_transformer_equals_its_parts_computed_one_by_one(mode, size):
     tokens = tokens[None]
     for block in module.blocks:
         tokens = tokens + literal_attention(block.attn, norm(block.norm1, tokens), lengths)
-        hidden = F.gelu(F.linear(norm(block.norm2, tokens), block.mlp.fc1.weight, block.mlp.fc1.bias))
-        tokens = tokens + F.linear(hidden, block.mlp.fc2.weight, block.mlp.fc2.bias)
+        fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+        hidden = F.gelu(F.linear(norm(block.norm2, tokens), fc1.weight, fc1.bias))
+        tokens = tokens + F.linear(hidden, fc2.weight, fc2.bias)
     y = conv_bn_silu(module.to_map, fold(norm(module.norm, tokens), *size))
     expected = conv_bn_silu(module.fusion, torch.cat([x, y], dim=1))
     torch.testing.assert_close(module(x), expected)

@@ -64,7 +64,8 @@ def main() -> None:
     device = torch.device(arguments.device)
     models = {text: build(text).to(device) for text in arguments.models}
     print(f'{device}, {arguments.threads} threads, batch {arguments.batch}, '
-          f'{"training step" if arguments.train else "inference"}, torch {torch.__version__}')
+          f'{"training step" if arguments.train else "inference"}, {arguments.clock} clock, '
+          f'torch {torch.__version__}')
     for size in arguments.sizes:
         images = torch.randn(arguments.batch, 3, size, size, device=device)
         contenders = [Contender(name, model, variant)
@@ -92,6 +93,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--train', action='store_true', help='forward and backward')
+    parser.add_argument(
+        '--clock', choices=['wall', 'processor'], default='wall',
+        help='processor: the time this process computed, where other work disturbs the wall clock')
     return parser.parse_args()
 
 
@@ -143,20 +147,15 @@ def race(contenders: list[Contender], images: Tensor, arguments: argparse.Namesp
     """Warm up and measure memory, then time the contenders in turns."""
     for contender in contenders:
         contender.memory = peak_memory(lambda: contender.step(images, arguments.train), images)
+    clock = time.perf_counter if arguments.clock == 'wall' else time.process_time
+    synchronize = torch.cuda.synchronize if images.is_cuda else lambda: None
     for _ in range(arguments.rounds):
         for contender in contenders:
-            contender.times.append(
-                seconds(lambda: contender.step(images, arguments.train), images))
-
-
-def seconds(function: Callable[[], None], images: Tensor) -> float:
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+            synchronize()
+            start = clock()
+            contender.step(images, arguments.train)
+            synchronize()
+            contender.times.append(clock() - start)
 
 
 def peak_memory(function: Callable[[], None], images: Tensor) -> int:

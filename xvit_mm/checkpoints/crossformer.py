@@ -28,7 +28,8 @@ CROSSFORMER_NAMES = OfficialNames(
         (r'patch_embed\.norm\.(.+)', r'stages.0.post_norm.\1'),
         # The official code counts the embedding between two stages to the earlier one.
         *((rf'layers\.{s}\.downsample\.{theirs}\.(.+)', rf'stages.{s + 1}.{ours}.\1')
-          for s in range(3) for theirs, ours in (('norm', 'pre_norm'), ('reductions', 'embed.projs'))),
+          for s in range(3)
+          for theirs, ours in (('norm', 'pre_norm'), ('reductions', 'embed.projs'))),
         *((rf'{_BLOCK}attn\.pos\.{theirs}\.(.+)', rf'{_OURS}attn.position_bias.layers.{ours}.\3')
           for theirs, ours in (('pos_proj', 0), (r'pos1\.0', 1), (r'pos1\.2', 3), (r'pos2\.0', 4),
                                (r'pos2\.2', 6), (r'pos3\.0', 7), (r'pos3\.2', 9))),

@@ -100,7 +100,8 @@ def _history_statistic(owner: type, name: str) -> Any:
 
 _multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
 _HARMLESS = (HistoryBuffer, np.ndarray, np.dtype, _multiarray.scalar, _multiarray._reconstruct)
-_DTYPES = [type(np.dtype(name)) for name in ('int32', 'int64', 'uint8', 'float32', 'float64', 'bool')]
+_DTYPES = [type(np.dtype(name))
+           for name in ('int32', 'int64', 'uint8', 'float32', 'float64', 'bool')]
 
 
 def _first_line(error: Exception) -> str:

@@ -23,17 +23,17 @@ METAINFO = {
 }
 
 # Raise when the same settings would draw other pixels: sets of an older version are then remade.
-_VERSION = 1
+_VERSION = 2
 _SPLITS = ('train2017', 'val2017')
 _SETTINGS_FILE = 'shapes.json'
 _CONTENTS = {'annotations', _SETTINGS_FILE, *_SPLITS}
 
 _IMAGE_SIDES = (160, 201)  # px
-_MAX_OBJECTS = 6
+_NUM_OBJECTS = (3, 10)
 _EMPTY_EVERY = 16  # one image in so many holds no object
-_MIN_VISIBLE = 0.3  # of the part of an object that lies in the image
-_SIDES = ((18, 30), (36, 84), (98, 116))  # px, square root of the area: COCO's three sizes
-_SIDE_SHARES = (0.25, 0.5, 0.25)
+_MIN_VISIBLE = 0.4  # of the part of an object that lies in the image
+_SIDES = ((20, 30), (36, 76), (98, 112))  # px, square root of the area: COCO's three sizes
+_SIDE_SHARES = (0.25, 0.65, 0.1)
 _SUPERSAMPLING = 4
 
 
@@ -90,7 +90,7 @@ def make_shapes_dataset(
 def draw_scene(rng: np.random.Generator, *, num_objects: int) -> Scene:
     """Draws shapes one over the other; a later one hides what lies below it.
 
-    A shape that would hide more than 70 % of another is left out, so there may be fewer than
+    A shape that would hide more than 60 % of another is left out, so there may be fewer than
     `num_objects`.
     """
     height, width = (int(side) for side in rng.integers(*_IMAGE_SIDES, size=2))
@@ -106,7 +106,7 @@ def draw_scene(rng: np.random.Generator, *, num_objects: int) -> Scene:
         beneath = masks & ~mask
         if not _all_visible(beneath, wholes):
             continue
-        colors.append(_distinct_color(rng, colors))
+        colors.append(_distinct_color(rng, label, colors))
         image += coverage[..., None] * (_fill(rng, colors[-1], height, width) - image)
         labels.append(label)
         wholes = np.concatenate([wholes, mask[None]])
@@ -232,9 +232,18 @@ def _ramp(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.arange(height)[:, None] * np.sin(angle) + np.arange(width) * np.cos(angle)
 
 
-def _distinct_color(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
-    """Of a few random colours the one that is farthest from all others."""
-    candidates = rng.uniform(25, 230, (6, 3))
+def _distinct_color(
+    rng: np.random.Generator,
+    label: int,
+    others: list[np.ndarray],
+) -> np.ndarray:
+    """Of a few colours around that of the class the one that is farthest from all others.
+
+    The colour is a hint at the class, so that a detector learns within minutes; colours of
+    different classes overlap, so that it has to look at the shape as well.
+    """
+    around = np.array(METAINFO['palette'][label][::-1])
+    candidates = (around + rng.uniform(-50, 50, (4, 3))).clip(25, 230)
     distances = np.linalg.norm(candidates[:, None] - np.array(others), axis=-1).min(1)
     return candidates[distances.argmax()]
 
@@ -336,7 +345,7 @@ def _numbered_scene(seed: int, split_index: int, index: int) -> Scene:
     # One generator for each image: it does not depend on how many come before it.
     rng = np.random.default_rng([seed, split_index, index])
     is_empty = index % _EMPTY_EVERY == _EMPTY_EVERY // 2
-    return draw_scene(rng, num_objects=0 if is_empty else int(rng.integers(1, _MAX_OBJECTS + 1)))
+    return draw_scene(rng, num_objects=0 if is_empty else int(rng.integers(*_NUM_OBJECTS, endpoint=True)))
 
 
 def _categories() -> list[dict]:

@@ -1,4 +1,4 @@
-"""From a config file and command-line options to a config that is ready to run, or a clear error."""
+"""From a config file and command-line options to a config ready to run, or to a clear error."""
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -151,7 +151,8 @@ def _read(path: Path) -> Config:
     try:
         return Config.fromfile(path)
     except (SyntaxError, OSError, KeyError, NameError, TypeError, ValueError) as error:
-        raise ConfigError(f'{path} is not a valid config: {type(error).__name__}: {error}') from error
+        kind = type(error).__name__
+        raise ConfigError(f'{path} is not a valid config: {kind}: {error}') from error
 
 
 def _check_option(cfg: Config, name: str) -> None:
@@ -178,7 +179,8 @@ def _entries(node: Any) -> list[str]:
 def _no_entry(option: str, where: str, key: str, known: list[str]) -> str:
     close = get_close_matches(key, known, n=3)
     place = f'under {where!r}' if where else 'at the top level of the config'
-    hint = f'did you mean {", ".join(close)}?' if close else f'there are: {", ".join(known) or "none"}'
+    there = ', '.join(known) or 'none'
+    hint = f'did you mean {", ".join(close)}?' if close else f'there are: {there}'
     return f'--cfg-options {option}: no entry {key!r} {place}; {hint}'
 
 

@@ -32,7 +32,8 @@ class Runner(MMEngineRunner):
         Raises:
             CheckpointError: unreadable, or the backbone of the model is not covered.
         """
-        if '://' in str(filename) or not _reads_history_safely() or not _has_backbone(_unwrapped(self.model)):
+        ours = _has_backbone(_unwrapped(self.model)) and '://' not in str(filename)
+        if not ours or not _reads_history_safely():
             return super().load_checkpoint(filename, map_location, strict, revise_keys)
         checkpoint = read_checkpoint(filename, map_location)
         checkpoint['state_dict'] = find_state_dict(checkpoint)

@@ -20,7 +20,8 @@ from .config import ConfigError, load_config, revert_sync_bn
 from .hooks import close_progress_bar
 
 # What a wrong file or option raises; anything else is a defect and keeps its traceback.
-EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionError, ModuleNotFoundError)
+EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionError,
+                   ModuleNotFoundError)
 INTERRUPTED = 130
 
 

@@ -66,7 +66,7 @@ class Backbone(BaseModule):
         if not -1 <= frozen_stages <= self.num_stages:
             raise ValueError(
                 f'frozen_stages={frozen_stages}: allowed are -1 (nothing), 0 (the stem) and up to '
-                f'{self.num_stages}, the number of stages that out_indices={self.out_indices} builds')
+                f'{self.num_stages}, the stages that out_indices={self.out_indices} builds')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -164,8 +164,8 @@ class Backbone(BaseModule):
 
 def _checked_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
     indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else (out_indices,)
-    allowed = range(num_stages)
-    if not indices or any(i not in allowed for i in indices) or list(indices) != sorted(set(indices)):
+    ascending = list(indices) == sorted(set(indices))
+    if not indices or not ascending or any(i not in range(num_stages) for i in indices):
         raise ValueError(
             f'out_indices={out_indices!r}: give ascending stage numbers from 0 to {num_stages - 1}')
     return indices

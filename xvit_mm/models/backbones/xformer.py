@@ -7,8 +7,8 @@ No official code or checkpoint exists, and the paper's tables and formulas could
 that a user can tell what is the paper's and what is ours:
 - [P], in the paper's own text: 5.5 M parameters and 78.5 % on ImageNet; 33.2 AP on COCO as
   YOLOv3 with 6.3 M parameters and 3.8 G multiply-adds; 78.5 mIoU on Cityscapes.
-- [S], from secondary sources: MV3 blocks with expansion 4 and squeeze-and-excitation; which block is
-  in which stage; patches of 2 x 2; MLP ratios 2, 2, 3, embedding dims 144, 192, 240, width of
+- [S], from secondary sources: MV3 blocks with expansion 4 and squeeze-and-excitation; which block
+  is in which stage; patches of 2 x 2; MLP ratios 2, 2, 3, embedding dims 144, 192, 240, width of
   q, k, v 96; GELU in the fully connected layers, SiLU elsewhere.
 - [N], not stated, but pinned by fitting the published parameters and multiply-adds: the widths, the
   numbers of blocks, and the convolutions around the XF blocks (those of MobileViT-S); the squeeze
@@ -37,7 +37,7 @@ from ..layers import ATTN_MODES, MLP, CrossFeatureAttention, fold, unfold
 from .base import Backbone
 
 # The paper's stages 2 to 5 are the four stages here, with strides 4 to 32 as in every backbone. Its
-# stage 1 has stride 2 and is part of the stem: stem_channels are those of the convolution and of it.
+# stage 1 has stride 2 and is part of the stem: stem_channels are the convolution's and the stage's.
 # yapf: disable
 VARIANTS = {
     's': dict(

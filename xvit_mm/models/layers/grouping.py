@@ -12,6 +12,7 @@ result without padding, masks, or the NaN that a group of nothing but padding ca
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,11 +100,11 @@ class _Permute(torch.autograd.Function):
     of indexing is a scatter-add."""
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(order, inverse)
         return tokens.index_select(0, order)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         order, inverse = ctx.saved_tensors
         return _Permute.apply(grad, inverse, order), None, None
