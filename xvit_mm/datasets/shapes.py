@@ -31,9 +31,9 @@ _CONTENTS = {'annotations', _SETTINGS_FILE, *_SPLITS}
 _IMAGE_SIDES = (160, 201)  # px
 _NUM_OBJECTS = (3, 10)
 _EMPTY_EVERY = 16  # one image in so many holds no object
-_MIN_VISIBLE = 0.4  # of the part of an object that lies in the image
+_MIN_VISIBLE = 0.35  # of the part of an object that lies in the image
 _SIDES = ((20, 30), (36, 76), (98, 112))  # px, square root of the area: COCO's three sizes
-_SIDE_SHARES = (0.25, 0.65, 0.1)
+_SIDE_SHARES = (0.25, 0.55, 0.2)
 _SUPERSAMPLING = 4
 
 
@@ -55,8 +55,8 @@ class Scene:
 def make_shapes_dataset(
     root: str | os.PathLike,
     *,
-    num_train: int = 240,
-    num_val: int = 60,
+    num_train: int = 720,
+    num_val: int = 80,
     seed: int = 0,
 ) -> bool:
     """Makes the data set in folder `root` unless it is already there with the same settings.
@@ -90,7 +90,7 @@ def make_shapes_dataset(
 def draw_scene(rng: np.random.Generator, *, num_objects: int) -> Scene:
     """Draws shapes one over the other; a later one hides what lies below it.
 
-    A shape that would hide more than 60 % of another is left out, so there may be fewer than
+    A shape that would hide more than 65 % of another is left out, so there may be fewer than
     `num_objects`.
     """
     height, width = (int(side) for side in rng.integers(*_IMAGE_SIDES, size=2))
