@@ -96,7 +96,7 @@ def test_quickstart_runs_the_demo_and_names_the_results(
     results.mkdir(parents=True)
     records = [{'loss': 1.0}, {'coco/bbox_mAP': 0.25}, {'coco/bbox_mAP': 0.5, 'step': 2}]
     (results / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
-    (results / 'config.json').write_text('not a list of records')
+    (results / 'start.json').write_text('not a list of records')
     (commands.root / 'work_dirs' / 'demo' / 'pictures').mkdir()
     assert commands.quickstart.main() == 0
     output = capfd.readouterr().out

@@ -73,7 +73,7 @@ def run(command: Command, python: Path) -> None:
 
 def last_ap() -> Optional[float]:
     """Box AP of the last evaluation, from the training's own log."""
-    logs = sorted((stack.ROOT / WORK_DIR).glob('*/vis_data/*.json'))
+    logs = sorted((stack.ROOT / WORK_DIR).glob('*/vis_data/scalars.json'))
     lines = [line for log in logs for line in log.read_text(encoding='utf-8').splitlines()]
     values = [value for line in lines if 'bbox_mAP"' in line
               for name, value in json.loads(line).items() if name.endswith('bbox_mAP')]
