@@ -10,7 +10,8 @@ model = dict(
     # From scratch, a detector needs norms outside the backbone too.
     neck=dict(in_channels=[48, 96, 192, 384], out_channels=96, norm_cfg=norm_cfg),
     bbox_head=dict(
-        num_classes=5, in_channels=96, feat_channels=96, stacked_convs=2, norm_cfg=norm_cfg))
+        num_classes=5, in_channels=96, feat_channels=96, stacked_convs=2, norm_cfg=norm_cfg,
+        loss_bbox=dict(loss_weight=2.0)))
 
 data_root = 'data/demo/'
 shapes = dict(
@@ -36,5 +37,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=1e-5, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=max_epochs, val_interval=3)
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 auto_scale_lr = dict(base_batch_size=4)

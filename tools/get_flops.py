@@ -5,7 +5,7 @@
 import argparse
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from xvit_mm.complexity import Cost, measure_cost
@@ -51,9 +51,9 @@ def build_model(cfg: Config) -> nn.Module:
     if 'model' not in cfg:
         raise ConfigError(f'{cfg.filename} has no model')
     revert_sync_bn(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
     try:
-        return MODELS.build(cfg.model)
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            return MODELS.build(cfg.model)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f'the model of {cfg.filename} cannot be built: {error}') from error
 

@@ -23,15 +23,15 @@ METAINFO = {
 }
 
 # Raise when the same settings would draw other pixels: sets of an older version are then remade.
-_VERSION = 2
+_VERSION = 3
 _SPLITS = ('train2017', 'val2017')
 _SETTINGS_FILE = 'shapes.json'
 _CONTENTS = {'annotations', _SETTINGS_FILE, *_SPLITS}
 
 _IMAGE_SIDES = (160, 201)  # px
-_NUM_OBJECTS = (3, 10)
+_NUM_OBJECTS = (3, 8)
 _EMPTY_EVERY = 16  # one image in so many holds no object
-_MIN_VISIBLE = 0.35  # of the part of an object that lies in the image
+_MIN_VISIBLE = 0.5  # of the part of an object that lies in the image
 _SIDES = ((20, 30), (36, 76), (98, 112))  # px, square root of the area: COCO's three sizes
 _SIDE_SHARES = (0.25, 0.55, 0.2)
 _SUPERSAMPLING = 4
@@ -90,7 +90,7 @@ def make_shapes_dataset(
 def draw_scene(rng: np.random.Generator, *, num_objects: int) -> Scene:
     """Draws shapes one over the other; a later one hides what lies below it.
 
-    A shape that would hide more than 65 % of another is left out, so there may be fewer than
+    A shape that would hide more than half of another is left out, so there may be fewer than
     `num_objects`.
     """
     height, width = (int(side) for side in rng.integers(*_IMAGE_SIDES, size=2))
