@@ -2,9 +2,17 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 # The helpers beside the tests: golden.py, small_models.py.
 sys.path.insert(0, str(Path(__file__).parent))
 # Test models are tiny: more threads only wait for one another.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """mmengine's default scope is global: a runner of one test must not choose for the next."""
+    DefaultScope._instance_dict.clear()

@@ -208,7 +208,8 @@ def _in_our_names(
         rest |= {n: t for n, t in head.items() if n in own} | translation.other
     elif not found:
         parts = {name.split('.')[0] for name in backbone.state_dict()}
-        rest = {n: t for n, t in tensors.items() if n.split('.')[0] not in parts}
+        rest = {n: t for n, t in tensors.items()
+                if n.split('.')[0] not in parts and not names.is_new(n)}
         tensors = {n: t for n, t in tensors.items() if n not in rest}
     shapes = {n: t.shape for n, t in tensors.items()}
     tensors, not_built = _fitted(backbone, tensors)
