@@ -36,23 +36,24 @@ def official() -> dict[str, torch.Tensor]:
 
 
 def to_official(model: nn.Module) -> dict[str, torch.Tensor]:
-    linears = ['pos_proj', 'pos1.0', '', 'pos1.2', 'pos2.0', '', 'pos2.2', 'pos3.0', '', 'pos3.2']
-    linears = dict(zip((0, 1, 3, 4, 6, 7, 9), filter(None, linears)))
-    result = {}
-    for name, tensor in model.state_dict().items():
-        if name.startswith('neck'):
-            continue
-        name = name.removeprefix('backbone.').replace('head.fc', 'head')
-        name = name.removeprefix('head.') if name.startswith('head.norm') else name
-        name = name.replace('stages.0.embed', 'patch_embed').replace(
-            'stages.0.post_norm', 'patch_embed.norm')
-        name = re.sub(r'stages\.(\d)\.embed\.projs',
-                      lambda m: f'layers.{int(m[1]) - 1}.downsample.reductions', name)
-        name = re.sub(r'stages\.(\d)\.pre_norm',
-                      lambda m: f'layers.{int(m[1]) - 1}.downsample.norm', name)
-        name = re.sub(r'position_bias\.layers\.(\d)', lambda m: f'pos.{linears[int(m[1])]}', name)
-        result[name.replace('stages.', 'layers.')] = torch.randn_like(tensor)
-    return result
+    return {official_name(name): torch.randn_like(tensor)
+            for name, tensor in model.state_dict().items() if not name.startswith('neck')}
+
+
+def official_name(name: str) -> str:
+    """The name in the official code of a tensor of a backbone or a classification head of ours."""
+    layers = dict(zip((0, 1, 3, 4, 6, 7, 9), ('pos_proj', 'pos1.0', 'pos1.2', 'pos2.0', 'pos2.2',
+                                              'pos3.0', 'pos3.2')))
+    name = name.removeprefix('backbone.').replace('head.fc', 'head')
+    name = name.removeprefix('head.') if name.startswith('head.norm') else name
+    name = name.replace('stages.0.embed', 'patch_embed').replace(
+        'stages.0.post_norm', 'patch_embed.norm')
+    name = re.sub(r'stages\.(\d)\.embed\.projs',
+                  lambda m: f'layers.{int(m[1]) - 1}.downsample.reductions', name)
+    name = re.sub(r'stages\.(\d)\.pre_norm',
+                  lambda m: f'layers.{int(m[1]) - 1}.downsample.norm', name)
+    name = re.sub(r'position_bias\.layers\.(\d)', lambda m: f'pos.{layers[int(m[1])]}', name)
+    return name.replace('stages.', 'layers.')
 
 
 def prefixed(state_dict, prefix):

@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -83,6 +84,24 @@ def test_testing_writes_predictions_and_pictures(trained, data, tmp_path):
     assert len(list((tmp_path / 'drawn').glob('*.png'))) == 4
 
 
+def test_a_detector_with_official_names_gives_the_same_ap(trained, data, tmp_path):
+    from test_checkpoints import official_name
+    own = torch.load(trained / 'epoch_1.pth', weights_only=False)['state_dict']
+    backbone = {n: t for n, t in own.items() if n.startswith('backbone.')}
+    official = {f'backbone.{official_name(n)}': t for n, t in backbone.items()}
+    assert not set(official) & set(backbone)
+    others = {n: t for n, t in own.items() if n not in backbone}
+    torch.save({'state_dict': official | others, 'meta': {}}, tmp_path / 'official.pth')
+    scores = []
+    for checkpoint in (trained / 'epoch_1.pth', tmp_path / 'official.pth'):
+        code, output = run('test', 'retinanet_crossformer_demo.py', str(checkpoint), '--data-root',
+                           str(data), '--work-dir', str(tmp_path), '--cfg-options', *SMALL)
+        assert code == 0, output[-3000:]
+        assert f'{len(backbone)} of {len(backbone)} backbone tensors loaded' in output
+        scores.append(re.findall(r'bbox_mAP_copypaste: .*', output))
+    assert len(scores[0]) == 1 and scores[0] == scores[1]
+
+
 def test_test_time_augmentation_runs(trained, data, tmp_path):
     code, output = run('test', 'retinanet_crossformer_demo.py', str(trained / 'epoch_1.pth'),
                        '--data-root', str(data), '--work-dir', str(tmp_path), '--tta',
@@ -130,7 +149,6 @@ def test_mistakes_get_one_clear_message(tool, arguments, message, data, tmp_path
     assert code == 1
     errors = [line for line in output.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and 'Traceback' not in output
-    import re
     assert re.search(message.replace('(', r'\('), errors[0])
 
 
