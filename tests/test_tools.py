@@ -142,6 +142,8 @@ def test_kill_loses_no_finished_epoch_and_prints_no_traceback(data, tmp_path):
                'model.backbone.depth=50'], "CrossFormer has no argument 'depth'"),
     ('train', ['retinanet_crossformer_demo.py', '--data-root', '{data}', '--amp'],
      '--amp needs a GPU'),
+    ('train', ['retinanet_crossformer_demo.py', '--data-root', '{data}', '--launcher', 'pytorch'],
+     '--launcher pytorch: mmengine gives every process a GPU'),
 ])
 def test_mistakes_get_one_clear_message(tool, arguments, message, data, tmp_path):
     arguments = [a.replace('{data}', str(data)) for a in arguments]

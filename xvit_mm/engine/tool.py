@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner as MMEngineRunner
@@ -43,7 +44,15 @@ def common_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
-    """The config that the common arguments describe."""
+    """The config that the common arguments describe.
+
+    Raises:
+        ConfigError: as `load_config`, or several processes are asked for without a device.
+    """
+    if arguments.launcher != 'none' and get_device() == 'cpu':
+        raise ConfigError(
+            f'--launcher {arguments.launcher}: mmengine gives every process a GPU of its own, and '
+            'torch sees none here; leave it out')
     cfg = load_config(arguments.config, arguments.cfg_options, data_root=arguments.data_root)
     cfg.launcher = arguments.launcher
     if arguments.work_dir or not cfg.get('work_dir'):
