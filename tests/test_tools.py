@@ -111,14 +111,16 @@ def test_test_time_augmentation_runs(trained, data, tmp_path):
 
 
 def test_kill_loses_no_finished_epoch_and_prints_no_traceback(data, tmp_path):
+    # More epochs than the test waits for, so that the signal finds it training.
     process = start('train', 'retinanet_crossformer_demo.py', '--data-root', str(data),
-                    '--work-dir', str(tmp_path), '--cfg-options', *SMALL)
+                    '--work-dir', str(tmp_path), '--cfg-options', *SMALL,
+                    'train_cfg.max_epochs=10000')
     deadline = time.time() + 200
     while not (tmp_path / 'last_checkpoint').exists() and time.time() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, output[-3000:]
     assert '--resume goes on from the last checkpoint' in output and 'Traceback' not in output
     saved = torch.load((tmp_path / 'last_checkpoint').read_text(), weights_only=False)
     assert saved['meta']['epoch'] >= 1

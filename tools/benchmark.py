@@ -8,8 +8,10 @@ import argparse
 import ast
 import copy
 import gc
+import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -19,6 +21,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from xvit_mm.engine.allocator import keep_freed_memory
 from xvit_mm.engine.config import ConfigError
 from xvit_mm.engine.tool import run_tool
 
@@ -59,13 +62,18 @@ class Contender:
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.allocator == 'keeping' and not keep_freed_memory():
+        raise ConfigError('--allocator keeping needs glibc; leave it out')
+    # The memory profiler reports each of its starts.
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')
+    warnings.filterwarnings('ignore', 'Warning: Profiler clears')
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     models = {text: build(text).to(device) for text in arguments.models}
     print(f'{device}, {arguments.threads} threads, batch {arguments.batch}, '
           f'{"training step" if arguments.train else "inference"}, {arguments.clock} clock, '
-          f'torch {torch.__version__}')
+          f'{arguments.allocator} allocator, torch {torch.__version__}')
     for size in arguments.sizes:
         images = torch.randn(arguments.batch, 3, size, size, device=device)
         contenders = [Contender(name, model, variant)
@@ -96,29 +104,31 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         '--clock', choices=['wall', 'processor'], default='wall',
         help='processor: the time this process computed, where other work disturbs the wall clock')
+    parser.add_argument(
+        '--allocator', choices=['system', 'keeping'], default='system',
+        help='keeping: do not give freed memory back to the system (CPU)')
     return parser.parse_args()
 
 
 def build(text: str) -> nn.Module:
     """A backbone from `scope.Type:key=value,key=value`."""
     kind, _, settings = text.partition(':')
-    config = dict(type=kind)
-    for setting in filter(None, settings.split(',')):
-        key, equals, value = setting.partition('=')
-        if not equals:
-            raise ConfigError(f'{text!r}: {setting!r} is not KEY=VALUE')
-        config[key] = literal(value)
     try:
-        return MODELS.build(config)
+        call = ast.parse(f'dict({settings})', mode='eval').body
+        if call.args:
+            raise ValueError('a value without a name')
+        config = {word.arg: literal(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f'{text!r}: {settings!r} is not KEY=VALUE,... ({error})') from error
+    try:
+        return MODELS.build(dict(type=kind, **config))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f'{text!r} cannot be built: {error}') from error
 
 
-def literal(value: str) -> object:
-    try:
-        return ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return value
+def literal(value: ast.expr) -> object:
+    """The value of a Python literal; a bare word is a string."""
+    return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
 
 
 def prepared(model: nn.Module, variant: str) -> nn.Module:
