@@ -1,0 +1,6 @@
+# Semantic FPN + CrossFormer++-B on ADE20K. Expected: 48.6 mIoU (paper).
+#   python tools/train.py configs/fpn_crossformer_pp_b_ade20k.py --pretrained crossformer-pp-b.pth
+_base_ = './fpn_crossformer_s_ade20k.py'
+
+# Groups and intervals as in the released dense models; the arch's own are for images of 224.
+model = dict(backbone=dict(arch='pp_b', group_size=(7, 7, 7, 7), interval=(8, 4, 2, 1)))

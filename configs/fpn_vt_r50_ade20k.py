@@ -1,0 +1,11 @@
+# Semantic FPN + VT-ResNet-50 on ADE20K. Expected: no published result. The recipe is that of
+# CrossFormer's Semantic FPN. The weights are torchvision's ResNet-50.
+#   python tools/train.py configs/fpn_vt_r50_ade20k.py --pretrained resnet50.pth
+_base_ = [
+    '_base_/models/semantic_fpn.py', '_base_/datasets/ade20k.py',
+    '_base_/schedules/adamw_80k.py', '_base_/segmentation_runtime.py'
+]
+model = dict(
+    backbone=dict(type='xvit_mm.VTResNet', depth=50, norm_cfg=dict(type='SyncBN')),
+    neck=dict(in_channels=[256, 512, 1024, 1024]),
+    decode_head=dict(num_classes={{_base_.num_classes}}))

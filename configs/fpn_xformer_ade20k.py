@@ -1,0 +1,11 @@
+# Semantic FPN + XFormer on ADE20K. Expected: no published result. The recipe is that of
+# CrossFormer's Semantic FPN. There are no weights to start from.
+#   python tools/train.py configs/fpn_xformer_ade20k.py
+_base_ = [
+    '_base_/models/semantic_fpn.py', '_base_/datasets/ade20k.py',
+    '_base_/schedules/adamw_80k.py', '_base_/segmentation_runtime.py'
+]
+model = dict(
+    backbone=dict(type='xvit_mm.XFormer'),
+    neck=dict(in_channels=[64, 96, 128, 160]),
+    decode_head=dict(num_classes={{_base_.num_classes}}))

@@ -1,0 +1,7 @@
+# RetinaNet + CrossViT-9-dagger with the recipe of retinanet_crossformer_mini_bccd.py.
+#   python tools/train.py configs/retinanet_crossvit_9_bccd.py --data-root FOLDER
+_base_ = './retinanet_crossformer_mini_bccd.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='xvit_mm.CrossViT', arch='9_dagger'),
+    neck=dict(in_channels=[128, 128, 256, 256]))

@@ -1,0 +1,10 @@
+# All-MLP decoder (SegFormer) + CrossViT-S on ADE20K. Expected: no published result. The recipe is
+# SegFormer's, with smaller rates near the image.
+#   python tools/train.py configs/segformer_crossvit_s_ade20k.py --pretrained crossvit_small_224.pth
+_base_ = [
+    '_base_/models/segformer.py', '_base_/datasets/ade20k.py',
+    '_base_/schedules/adamw_160k_layer_decay.py', '_base_/segmentation_runtime.py'
+]
+model = dict(
+    backbone=dict(type='xvit_mm.CrossViT', arch='small'),
+    decode_head=dict(in_channels=[192, 192, 384, 384], num_classes={{_base_.num_classes}}))

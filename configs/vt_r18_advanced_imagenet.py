@@ -1,0 +1,22 @@
+# VT-ResNet-18 on ImageNet-1K, advanced recipe. Paper: 76.8 top-1 with distillation from
+# FBNetV3-G, which is left out here, so expect less.
+#   python tools/train.py configs/vt_r18_advanced_imagenet.py
+_base_ = [
+    '_base_/models/classifier.py', '_base_/datasets/imagenet_autoaugment.py',
+    '_base_/schedules/imagenet_rmsprop_400e.py', '_base_/classification_runtime.py'
+]
+model = dict(
+    backbone=dict(
+        type='xvit_mm.VTResNet', depth=18, out_type='tokens', drop_path_rate=0.1,
+        norm_cfg=dict(type='SyncBN')),
+    head=dict(
+        type='xvit_mm.VTClsHead',
+        num_classes=1000,
+        dropout=0.2,
+        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)))
+custom_hooks = [
+    dict(type='xvit_mm.ProgressBarHook'),
+    dict(type='xvit_mm.CurvesHook'),
+    dict(type='xvit_mm.PicturesHook'),
+    dict(type='EMAHook', momentum=1.5e-4, priority='ABOVE_NORMAL'),
+]
