@@ -48,7 +48,7 @@ def load_config(
 def check_data(cfg: Config, *loaders: str) -> None:
     """Raise a ConfigError that names the first folder or file of these loaders that is missing."""
     for loader in loaders:
-        dataset = _innermost((cfg.get(loader) or {}).get('dataset') or {})
+        dataset = innermost((cfg.get(loader) or {}).get('dataset') or {})
         for expected in _expected_paths(dataset):
             if '://' not in str(expected) and not expected.exists():
                 raise ConfigError(
@@ -112,7 +112,7 @@ def use_tta(cfg: Config) -> None:
     """
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
-    dataset = _innermost(cfg.test_dataloader.dataset)
+    dataset = innermost(cfg.test_dataloader.dataset)
     dataset.pipeline = cfg.tta_pipeline
     cfg.tta_model.module = cfg.model
     cfg.model = cfg.tta_model
@@ -197,7 +197,7 @@ def _set_data_root(cfg: Config, folder: Path) -> None:
                 node[key] = new + value[len(old):]
 
 
-def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+def innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     """The data set inside wrappers such as RepeatDataset."""
     while 'dataset' in dataset:
         dataset = dataset['dataset']

@@ -1,0 +1,87 @@
+"""What the three frameworks share: places to look in, heads, colours."""
+import colorsys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from xvit_mm.engine.config import ConfigError, innermost
+
+# Names of the two splits, the customary ones first.
+SPLITS = {
+    'train': ('train', 'training', 'train2017'),
+    'val': ('val', 'valid', 'validation', 'val2017', 'test'),
+}
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def palette(num_classes: int) -> list[tuple[int, int, int]]:
+    """RGB colours that differ as much as so many can: hues around the circle."""
+    hues = [i / num_classes for i in range(num_classes)]
+    return [
+        tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.75, (0.95, 0.7)[i % 2]))
+        for i, hue in enumerate(hues)
+    ]
+
+
+def metainfo(classes: Sequence[str]) -> dict[str, Any]:
+    """Classes and colours, as the data sets take them."""
+    return dict(classes=tuple(classes), palette=palette(len(classes)))
+
+
+def first_folder(folder: Path, candidates: Sequence[str], what: str) -> Path:
+    """The first of some folders that is there.
+
+    Raises:
+        ConfigError: none is.
+    """
+    found = next((folder / name for name in candidates if (folder / name).is_dir()), None)
+    if found is None:
+        raise ConfigError(f'{folder} has no folder with {what}; looked for {", ".join(candidates)}')
+    return found
+
+
+def set_num_classes(node: Any, num_classes: int) -> int:
+    """Set every `num_classes` inside a model's config and return how many there were."""
+    if isinstance(node, (list, tuple)):
+        return sum(set_num_classes(child, num_classes) for child in node)
+    if not isinstance(node, dict):
+        return 0
+    count = sum(set_num_classes(child, num_classes) for child in node.values())
+    if isinstance(node.get('num_classes'), int):
+        node['num_classes'] = num_classes
+        count += 1
+    return count
+
+
+def heads_get(cfg: Config, num_classes: int) -> None:
+    """Give every head of the model this many classes.
+
+    Raises:
+        ConfigError: no head says how many it has.
+    """
+    if not set_num_classes(cfg.model, num_classes):
+        raise ConfigError('--own-data: no part of the model has an entry num_classes to set')
+
+
+def loaders(cfg: Config) -> Iterator[tuple[str, dict]]:
+    """The split and the data set of each loader that the config has."""
+    for name, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        loader = cfg.get(f'{name}_dataloader')
+        if loader:
+            yield split, innermost(loader.dataset)
+
+
+def evaluators(cfg: Config) -> Iterator[dict]:
+    """Every metric of the config."""
+    for name in ('val_evaluator', 'test_evaluator'):
+        metrics = cfg.get(name) or []
+        yield from metrics if isinstance(metrics, (list, tuple)) else [metrics]
+
+
+def replace(dataset: dict, **entries: Any) -> None:
+    """Make another data set of one, in place, but keep its pipeline and which images are used."""
+    kept = {key: dataset[key] for key in ('pipeline', 'indices') if key in dataset}
+    dataset.clear()
+    dataset.update(**entries, **kept)

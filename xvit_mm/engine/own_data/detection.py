@@ -1,0 +1,108 @@
+"""Detectors on annotations in COCO's format."""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+
+from xvit_mm.engine.config import ConfigError
+
+from .common import SPLITS, evaluators, heads_get, loaders, metainfo, replace
+
+
+@dataclass(frozen=True)
+class Split:
+    """An annotation file and what the config needs to know of it."""
+
+    file: Path
+    images: Path
+    classes: list[str]
+    has_masks: bool
+
+
+def use_coco_folder(cfg: Config, folder: Path) -> None:
+    """Train and validate a detector of mmdet on a folder in COCO's format.
+
+    Raises:
+        ConfigError: no annotation file or image, or the two splits do not fit.
+    """
+    splits = {name: read_split(folder, name) for name in SPLITS}
+    classes = splits['train'].classes
+    if splits['val'].classes != classes:
+        raise ConfigError(
+            f'the categories of {splits["train"].file} and {splits["val"].file} differ: '
+            f'{", ".join(classes)} and {", ".join(splits["val"].classes)}')
+    if 'mask_head' in str(cfg.model) and not splits['train'].has_masks:
+        raise ConfigError(f'{splits["train"].file} has no segmentation, which this model learns '
+                          'from; take a config without masks, for instance a RetinaNet')
+    for name, dataset in loaders(cfg):
+        split = splits[name]
+        training = dict(filter_cfg=dict(filter_empty_gt=True)) if name == 'train' else {}
+        replace(
+            dataset, type='CocoDataset', data_root=f'{folder}/',
+            ann_file=split.file.relative_to(folder).as_posix(),
+            data_prefix=dict(img=f'{split.images.relative_to(folder).as_posix()}/'),
+            metainfo=metainfo(classes), test_mode=name == 'val', **training)
+    for metric in evaluators(cfg):
+        if 'ann_file' in metric:
+            metric['ann_file'] = str(splits['val'].file)
+    heads_get(cfg, len(classes))
+
+
+def read_split(folder: Path, name: str) -> Split:
+    """Find and read the annotations of a split.
+
+    Raises:
+        ConfigError: there is not exactly one such file, it is not COCO's format, or its images are
+            not there.
+    """
+    file = annotation_file(folder, name)
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+        images, annotations = content['images'], content['annotations']
+        categories = sorted(content['categories'], key=lambda category: category['id'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is not in COCO's format, which has images, annotations and "
+                          f'categories ({type(error).__name__}: {error})') from error
+    if not images or not annotations:
+        raise ConfigError(f'{file} has {len(images)} images and {len(annotations)} annotations')
+    return Split(
+        file, image_folder(folder, file, images[0]['file_name'], name),
+        [category['name'] for category in categories],
+        any(annotation.get('segmentation') for annotation in annotations))
+
+
+def annotation_file(folder: Path, name: str) -> Path:
+    """The annotation file of a split: `annotations/train.json`, `train/annotations.json`, ...
+
+    Raises:
+        ConfigError: none, or several.
+    """
+    files = sorted({*folder.glob('*.json'), *folder.glob('*/*.json')})
+    for word in SPLITS[name]:
+        found = [file for file in files if word in file.relative_to(folder).as_posix().lower()]
+        found = [file for file in found if not any(
+            other in file.name for other in ('caption', 'keypoint', 'panoptic', 'image_info'))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(f'{folder} has several annotation files for {name}: '
+                              f'{", ".join(str(file.relative_to(folder)) for file in found)}')
+    raise ConfigError(f"{folder} has no annotation file for {name}: a .json in it or in a folder of "
+                      f'it, with one of {", ".join(SPLITS[name])} in its path')
+
+
+def image_folder(folder: Path, file: Path, image: str, name: str) -> Path:
+    """The folder that image names of an annotation file are relative to.
+
+    Raises:
+        ConfigError: the image is in none of the customary ones.
+    """
+    places = [folder / word for word in SPLITS[name]]
+    places += [folder / 'images' / word for word in SPLITS[name]]
+    places += [folder / 'images', file.parent, folder]
+    for place in places:
+        if (place / image).is_file():
+            return place
+    raise ConfigError(f'{image!r}, the first image of {file}, is in none of '
+                      f'{", ".join(str(place) for place in places)}')
