@@ -1,5 +1,6 @@
 """The tool that runs backbones side by side."""
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from xvit_mm.engine.config import ConfigError
+from xvit_mm.models.necks import VTFPN
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'benchmark.py'
 SMALL = 'xvit_mm.XFormer:out_indices=(0,)'
@@ -22,8 +24,9 @@ def tool():
 
 
 def run(tool, monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, 'argv', ['benchmark', *arguments, '--sizes', '32', '--rounds', '1',
-                                      '--threads', '1', '--device', 'cpu'])
+    sizes = [] if '--sizes' in arguments else ['--sizes', '32']
+    monkeypatch.setattr(sys, 'argv', ['benchmark', *arguments, *sizes, '--rounds', '1', '--threads',
+                                      '1', '--device', 'cpu'])
     tool.main()
 
 
@@ -40,6 +43,53 @@ def test_every_variant_of_every_model_is_measured(tool, monkeypatch, capsys):
 def test_training_steps_are_measured(tool, monkeypatch, capsys):
     run(tool, monkeypatch, SMALL, '--train', '--batch', '2', '--clock', 'processor')
     assert 'training step, processor clock' in capsys.readouterr().out
+
+
+NECKS = [f'{kind}:in_channels=[8,16],out_channels=8,num_outs=2{more}'
+         for kind, more in (('mmdet.FPN', ''), ('xvit_mm.VTFPN', ',token_channels=16'))]
+
+
+@pytest.mark.parametrize('mode', [[], ['--train']])
+def test_necks_are_compared_on_maps_of_sizes_that_need_not_be_square(
+        tool, monkeypatch, capsys, mode):
+    shapes = []
+    forward = VTFPN.forward
+    monkeypatch.setattr(VTFPN, 'forward', lambda self, maps: (
+        shapes.append([x.shape for x in maps]) or forward(self, maps)))
+    run(tool, monkeypatch, *NECKS, *mode, '--maps', '8/4', '16/8', '--sizes', '40x60', '32',
+        '--variants', 'eager', 'channels_last')
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if re.fullmatch(r'\d+ x \d+', line)] == ['40 x 60', '32 x 32']
+    assert [line.split()[:2] for line in lines if line.startswith(('mmdet', 'xvit_mm'))] == 2 * [
+        [kind, variant] for kind in ('mmdet.FPN', 'xvit_mm.VTFPN')
+        for variant in ('eager', 'channels_last')]
+    assert shapes[0] == [(1, 8, 10, 15), (1, 16, 5, 8)]
+
+
+def test_training_steps_of_necks_include_the_gradient_of_their_maps(tool):
+    maps = tool.noise((32, 32), [(8, 4), (16, 8)], 1, torch.device('cpu'))
+    contender = tool.Contender('neck', tool.build(NECKS[1]), 'eager', maps, is_neck=True)
+    for x in contender.inputs:
+        x.requires_grad_()
+    seen = []
+    contender.inputs[0].register_hook(lambda grad: seen.append(grad))
+    contender.step(train=True)
+    assert seen[0].any() and contender.inputs[0].grad is None
+
+
+@pytest.mark.parametrize('wrong', [
+    ['--sizes', '0'], ['--sizes', '8x8x8'], ['--sizes', 'large'], ['--maps', '256'],
+    ['--maps', '256/0'],
+])
+def test_sizes_and_maps_that_cannot_be_are_refused(tool, monkeypatch, capsys, wrong):
+    with pytest.raises(SystemExit):
+        run(tool, monkeypatch, SMALL, *wrong)
+    assert f"argument {wrong[0]}: invalid" in capsys.readouterr().err
+
+
+def test_models_of_one_type_are_told_apart_by_their_settings(tool):
+    assert tool.names_of(['a.B:c=1', 'a.D:c=1']) == ['a.B', 'a.D']
+    assert tool.names_of(['a.B:c=1', 'a.B:c=2']) == ['a.B:c=1', 'a.B:c=2']
 
 
 def test_variants_that_differ_are_refused(tool, monkeypatch):
@@ -71,7 +121,7 @@ def test_peak_memory_counts_what_is_alive_at_the_same_time(tool):
         y = y + 1
         return y + 1
     two_of_three()
-    assert 8e6 <= tool.peak_memory(two_of_three, torch.zeros(1)) < 9e6
+    assert 8e6 <= tool.peak_memory(two_of_three, on_gpu=False) < 9e6
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='of the allocator of Linux')

@@ -1,6 +1,8 @@
-"""Backbones side by side: time and peak memory of a forward pass or a training step.
+"""Backbones or necks side by side: time and peak memory of a forward pass or a training step.
 
     python tools/benchmark.py xvit_mm.XFormer mmpretrain.MobileViT:arch=small --sizes 256 512 1024
+    python tools/benchmark.py "mmdet.FPN:in_channels=[64,128],out_channels=64,num_outs=2" \\
+        "xvit_mm.VTFPN:in_channels=[64,128],out_channels=64,num_outs=2" --maps 64/4 128/8
 
 All models live in one process and run in turns, so that a busy machine is busy for all of them.
 """
@@ -28,36 +30,43 @@ from xvit_mm.engine.tool import run_tool
 VARIANTS = {
     'eager': 'as built',
     'math': 'as built, with attention that stores its N x N matrix',
+    'channels_last': 'as built, channels last',
     'folded': 'convolution and BatchNorm folded, channels last',
 }
+CHANNELS_LAST = ('channels_last', 'folded')
 TOLERANCE = 1e-3
 
 
 class Contender:
     """A model in one of the variants, and what was measured of it."""
 
-    def __init__(self, name: str, model: nn.Module, variant: str) -> None:
-        self.name, self.variant = f'{name} {variant}', variant
+    def __init__(
+        self, name: str, model: nn.Module, variant: str, inputs: list[Tensor], *, is_neck: bool
+    ) -> None:
+        self.name, self.variant, self.is_neck = f'{name} {variant}', variant, is_neck
         self.model = prepared(model, variant)
+        # Leaves of its own: what comes before a neck wants their gradients.
+        self.inputs = [x.detach().contiguous(memory_format=memory_format(variant)) for x in inputs]
         self.times: list[float] = []
         self.memory = 0
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        if self.variant == 'folded':
-            images = images.contiguous(memory_format=torch.channels_last)
+    def forward(self) -> list[Tensor]:
         context: AbstractContextManager = (
             sdpa_kernel(SDPBackend.MATH) if self.variant == 'math' else nullcontext())
         with context:
-            maps = self.model(images)
+            maps = self.model(self.inputs if self.is_neck else self.inputs[0])
         return [maps] if isinstance(maps, Tensor) else list(maps)
 
-    def step(self, images: Tensor, train: bool) -> None:
-        if train:
-            sum(x.float().mean() for x in self.forward(images)).backward()
-            self.model.zero_grad(set_to_none=True)
-        else:
+    def step(self, train: bool) -> None:
+        if not train:
             with torch.inference_mode():
-                self.forward(images)
+                self.forward()
+            return
+        maps = [x for x in self.forward() if x.requires_grad]
+        torch.autograd.backward(maps, [torch.ones_like(x) for x in maps])
+        self.model.zero_grad(set_to_none=True)
+        for x in self.inputs:
+            x.grad = None
 
 
 def main() -> None:
@@ -70,29 +79,36 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    models = {text: build(text).to(device) for text in arguments.models}
+    models = {name: build(text).to(device)
+              for name, text in zip(names_of(arguments.models), arguments.models)}
     print(f'{device}, {arguments.threads} threads, batch {arguments.batch}, '
           f'{"training step" if arguments.train else "inference"}, {arguments.clock} clock, '
           f'{arguments.allocator} allocator, torch {torch.__version__}')
     for size in arguments.sizes:
-        images = torch.randn(arguments.batch, 3, size, size, device=device)
-        contenders = [Contender(name, model, variant)
+        inputs = noise(size, arguments.maps, arguments.batch, device)
+        contenders = [Contender(name, model, variant, inputs, is_neck=bool(arguments.maps))
                       for name, model in models.items() for variant in arguments.variants]
         if not arguments.train:
-            check_equality(contenders, images, len(arguments.variants))
+            check_equality(contenders, len(arguments.variants))
         for contender in contenders:
             contender.model.train(arguments.train)
-        race(contenders, images, arguments)
+            for x in contender.inputs:
+                x.requires_grad_(arguments.train and contender.is_neck)
+        race(contenders, arguments)
         report(size, contenders)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Time and peak memory of backbones, side by side.',
+        description='Time and peak memory of backbones or necks, side by side.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('models', nargs='+', metavar='TYPE[:KEY=VALUE,...]',
-                        help='backbones; ratios are to the first')
-    parser.add_argument('--sizes', type=int, nargs='+', default=[256, 512, 1024])
+                        help='backbones or necks; ratios are to the first')
+    parser.add_argument('--sizes', type=size_of, nargs='+', metavar='SIZE',
+                        default=[(256, 256), (512, 512), (1024, 1024)],
+                        help='of the image in pixels, a side or HEIGHTxWIDTH')
+    parser.add_argument('--maps', type=map_of, nargs='+', default=[], metavar='CHANNELS/STRIDE',
+                        help='feature maps in place of the image, for necks')
     parser.add_argument(
         '--variants', nargs='+', choices=list(VARIANTS), default=['eager'],
         help='; '.join(f'{name}: {text}' for name, text in VARIANTS.items()))
@@ -110,8 +126,38 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def size_of(text: str) -> tuple[int, int]:
+    """Height and width from `512` or `800x1216`."""
+    sides = [int(side) for side in text.split('x')]
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError(text)
+    return sides[0], sides[-1]
+
+
+def map_of(text: str) -> tuple[int, int]:
+    """Channels and stride from `256/4`."""
+    channels, stride = (int(number) for number in text.split('/'))
+    if min(channels, stride) < 1:
+        raise ValueError(text)
+    return channels, stride
+
+
+def noise(
+    size: tuple[int, int], maps: list[tuple[int, int]], batch: int, device: torch.device
+) -> list[Tensor]:
+    """Images [B, 3, H, W], or the maps that a backbone would make of them."""
+    return [torch.randn(batch, channels, *(-(-side // stride) for side in size), device=device)
+            for channels, stride in maps or [(3, 1)]]
+
+
+def names_of(texts: list[str]) -> list[str]:
+    """The types, with their settings where types alone do not tell the models apart."""
+    types = [text.partition(':')[0] for text in texts]
+    return types if len(set(types)) == len(types) else texts
+
+
 def build(text: str) -> nn.Module:
-    """A backbone from `scope.Type:key=value,key=value`."""
+    """A model from `scope.Type:key=value,key=value`."""
     kind, _, settings = text.partition(':')
     try:
         call = ast.parse(f'dict({settings})', mode='eval').body
@@ -136,43 +182,48 @@ def prepared(model: nn.Module, variant: str) -> nn.Module:
     # Some backbones do not return themselves here.
     model.eval()
     if variant == 'folded':
-        model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
-    return model
+        model = fuse_conv_bn(model)
+    return model.to(memory_format=memory_format(variant))
 
 
-def check_equality(contenders: list[Contender], images: Tensor, num_variants: int) -> None:
+def memory_format(variant: str) -> torch.memory_format:
+    return torch.channels_last if variant in CHANNELS_LAST else torch.contiguous_format
+
+
+def check_equality(contenders: list[Contender], num_variants: int) -> None:
     """Refuse to compare variants of a model that do not compute the same."""
     with torch.no_grad():
         for i in range(0, len(contenders), num_variants):
             first, *others = contenders[i:i + num_variants]
-            expected = first.forward(images)
+            expected = first.forward()
             for other in others:
                 worst = max(float((a - b).norm() / a.norm())
-                            for a, b in zip(expected, other.forward(images)))
+                            for a, b in zip(expected, other.forward()))
                 if worst > TOLERANCE:
                     raise ConfigError(f'{other.name} deviates by {worst:.1e} from {first.name}')
 
 
-def race(contenders: list[Contender], images: Tensor, arguments: argparse.Namespace) -> None:
+def race(contenders: list[Contender], arguments: argparse.Namespace) -> None:
     """Warm up and measure memory, then time the contenders in turns."""
+    on_gpu = contenders[0].inputs[0].is_cuda
     for contender in contenders:
-        contender.memory = peak_memory(lambda: contender.step(images, arguments.train), images)
+        contender.memory = peak_memory(lambda: contender.step(arguments.train), on_gpu)
     clock = time.perf_counter if arguments.clock == 'wall' else time.process_time
-    synchronize = torch.cuda.synchronize if images.is_cuda else lambda: None
+    synchronize = torch.cuda.synchronize if on_gpu else lambda: None
     for _ in range(arguments.rounds):
         for contender in contenders:
             synchronize()
             start = clock()
-            contender.step(images, arguments.train)
+            contender.step(arguments.train)
             synchronize()
             contender.times.append(clock() - start)
 
 
-def peak_memory(function: Callable[[], None], images: Tensor) -> int:
+def peak_memory(function: Callable[[], None], on_gpu: bool) -> int:
     """Bytes that are allocated at the same time, at most, beyond those before the call."""
     function()
     gc.collect()
-    if images.is_cuda:
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
@@ -187,10 +238,10 @@ def peak_memory(function: Callable[[], None], images: Tensor) -> int:
     return peak
 
 
-def report(size: int, contenders: list[Contender]) -> None:
+def report(size: tuple[int, int], contenders: list[Contender]) -> None:
     width = max(len(contender.name) for contender in contenders)
     first = contenders[0]
-    print(f'\n{size} x {size}\n{"":<{width}}{"ms (median)":>13}{"ms (best)":>11}{"x":>7}'
+    print(f'\n{size[0]} x {size[1]}\n{"":<{width}}{"ms (median)":>13}{"ms (best)":>11}{"x":>7}'
           f'{"MB (peak)":>11}{"x":>7}')
     for contender in contenders:
         median, best = statistics.median(contender.times), min(contender.times)

@@ -5,12 +5,10 @@
 import argparse
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS, DefaultScope
-from torch import nn
 
 from xvit_mm.complexity import Cost, measure_cost
-from xvit_mm.engine.config import ConfigError, load_config, revert_sync_bn
-from xvit_mm.engine.tool import run_tool
+from xvit_mm.engine.config import ConfigError, load_config
+from xvit_mm.engine.tool import build_model, run_tool
 
 # The sizes that papers quote for detection, segmentation and classification.
 USUAL_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
@@ -45,17 +43,6 @@ def usual_shape(cfg: Config) -> tuple[int, int]:
     if scope not in USUAL_SHAPES:
         raise ConfigError(f'no usual size for default_scope={scope!r}: give --shape HEIGHT WIDTH')
     return USUAL_SHAPES[scope]
-
-
-def build_model(cfg: Config) -> nn.Module:
-    if 'model' not in cfg:
-        raise ConfigError(f'{cfg.filename} has no model')
-    revert_sync_bn(cfg)
-    try:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            return MODELS.build(cfg.model)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f'the model of {cfg.filename} cannot be built: {error}') from error
 
 
 def table(cost: Cost) -> str:

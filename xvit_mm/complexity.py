@@ -2,7 +2,8 @@
 
 Papers that say FLOPs mean these MACs. Counted are convolutions, linear layers and all products of
 matrices, those inside fused attention included; norms, activations, softmax, pooling, resizing and
-sums are not. Custom compiled operators, such as deformable convolution, are not seen.
+sums are not. Formulas count as they are written, also where a model has a cheaper way to the same
+result in eval mode. Custom compiled operators, such as deformable convolution, are not seen.
 """
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from xvit_mm.models.layers.cache import without_shortcuts
 
 aten = torch.ops.aten
 
@@ -55,7 +58,7 @@ def measure_cost(
     weight = next(model.parameters(), torch.empty(0))
     images = torch.randn(1, in_channels, height, width).to(weight)
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    with _eval_mode(model), torch.no_grad(), counter:
+    with _eval_mode(model), torch.no_grad(), without_shortcuts(), counter:
         if isinstance(model, BaseModel):
             model(images, [_data_sample(height, width)], mode='tensor')
         else:

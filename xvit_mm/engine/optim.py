@@ -38,8 +38,8 @@ class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - `decay_weights_only`: weight decay is for parameters named `weight` that have two dimensions
       or more. Norms, biases, class tokens, position embeddings, temperatures and layer scales are
       free of it, as in the recipes of DeiT, Swin and MobileViT. The network that computes
-      CrossFormer's position bias is made of ordinary layers and counts as such, as in the official
-      training. Only a `decay_mult` in `custom_keys` overrides this.
+      CrossFormer's position bias is made of ordinary layers and counts as such. Only a `decay_mult`
+      in `custom_keys` overrides this.
 
     Parameters of equal settings share a group: mmengine gives each parameter a group of its own,
     which costs fused and foreach optimizers their advantage. Groups at the base learning rate come

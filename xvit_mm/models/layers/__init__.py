@@ -6,6 +6,7 @@ from .fusion import FUSIONS, NORM_EPS, CrossAttention
 from .grouping import Grouping, group_tokens
 from .mlp import MLP
 from .patches import fold, unfold
+from .pointwise import PointwiseConv
 from .resample import resample_tokens
 from .visual_tokens import (
     TOKENIZERS,
@@ -22,7 +23,7 @@ from .visual_tokens import (
 __all__ = [
     'ATTN_MODES', 'ClusteringTokenizer', 'CrossAttention', 'CrossFeatureAttention',
     'EvalCache', 'FUSIONS', 'FilterTokenizer', 'Grouping', 'MLP', 'NORM_EPS',
-    'PointwiseTokens', 'PoolingTokenizer', 'Projector', 'RecurrentTokenizer',
+    'PointwiseConv', 'PointwiseTokens', 'PoolingTokenizer', 'Projector', 'RecurrentTokenizer',
     'SelfAttention', 'TOKENIZERS', 'TokenTransformer', 'Tokenizer', 'attend', 'fold',
     'group_tokens', 'resample_tokens', 'unfold'
 ]

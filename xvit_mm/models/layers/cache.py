@@ -1,12 +1,31 @@
-"""Bounded memory for what follows from the weights and the image size alone."""
+"""Shortcuts to what formulas give: bounded memory for what follows from the weights and the image
+size alone, and a way to do without."""
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 T = TypeVar('T')
+_shortcuts = True
+
+
+@contextmanager
+def without_shortcuts() -> Iterator[None]:
+    """Compute every formula as it is written, as papers count it."""
+    global _shortcuts
+    before, _shortcuts = _shortcuts, False
+    try:
+        yield
+    finally:
+        _shortcuts = before
+
+
+def shortcuts_allowed() -> bool:
+    """Whether a formula may be computed in another way that gives the same."""
+    return _shortcuts
 
 
 class EvalCache(nn.Module):
@@ -25,7 +44,7 @@ class EvalCache(nn.Module):
 
     def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The value of `compute()` for `key`."""
-        if self.training or torch.is_grad_enabled() or _in_graph_capture():
+        if self.training or torch.is_grad_enabled() or _in_graph_capture() or not _shortcuts:
             return compute()
         # Optimizers and EMA write in place; every such write raises a parameter's version.
         key = key, tuple(p._version for p in self.parameters() if not p.is_inference())

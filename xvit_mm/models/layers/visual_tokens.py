@@ -12,66 +12,19 @@ no bias [N] and are followed by a norm if `norm_cfg` says so [I]; the coefficien
 tokenizer are the exception. Grouped layers on maps have 64 channels per group [N]. Logits that
 are products of two projections are divided by sqrt(d) if `scale_logits` [S], else not [P].
 """
-from collections.abc import Mapping
-from math import gcd, isqrt
+from math import isqrt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import ConvModule, DropPath
+from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-NormCfg = Mapping[str, Any] | None
+from .pointwise import (NormCfg, added, averaged, filtered, map_layer, product_logits,
+                        token_layer)
+
 GROUP_WIDTH = 64
 KMEANS_STEPS = 3
-
-
-def map_layer(
-    in_channels: int,
-    out_channels: int,
-    *,
-    norm_cfg: NormCfg,
-    group_width: int | None = None,
-) -> ConvModule:
-    """Point-wise layer on a map, [B, C_in, H, W] to [B, C_out, H, W], and its norm.
-
-    `group_width` output channels see one group of the input, as far as the channels divide; by
-    default every channel sees all.
-    """
-    groups = out_channels // group_width if group_width else 1
-    groups = max(1, gcd(groups, in_channels, out_channels))
-    return _pointwise('Conv2d', in_channels, out_channels, groups, norm_cfg)
-
-
-def token_layer(
-    in_channels: int,
-    out_channels: int,
-    *,
-    norm_cfg: NormCfg,
-    groups: int = 1,
-    zero_init: bool = False,
-) -> ConvModule:
-    """Point-wise layer on tokens, [B, C_in, L] to [B, C_out, L], and its norm.
-
-    `zero_init`: the norm starts with weight 0, so that a residual branch starts as nothing.
-    """
-    if norm_cfg is not None and norm_cfg['type'] in ('BN', 'BN2d'):
-        norm_cfg = dict(norm_cfg, type='BN1d')
-    layer = _pointwise('Conv1d', in_channels, out_channels, groups, norm_cfg)
-    if zero_init and norm_cfg is not None:
-        nn.init.zeros_(layer.norm.weight)
-    return layer
-
-
-def _pointwise(
-    kind: str, in_channels: int, out_channels: int, groups: int, norm_cfg: NormCfg
-) -> ConvModule:
-    layer = ConvModule(
-        in_channels, out_channels, 1, groups=groups, bias=False, conv_cfg=dict(type=kind),
-        norm_cfg=None if norm_cfg is None else dict(norm_cfg), act_cfg=None)
-    # Keeps the variance, so that VT also trains without norms.
-    nn.init.kaiming_normal_(layer.conv.weight, nonlinearity='linear')
-    return layer
 
 
 class Tokenizer(nn.Module):
@@ -113,7 +66,7 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        return self.project(self.value(x).flatten(2) @ self.attention(x, tokens).mT)
+        return self.project(averaged(self.value(x), self.attention(x, tokens)))
 
 
 class FilterTokenizer(Tokenizer):
@@ -125,7 +78,7 @@ class FilterTokenizer(Tokenizer):
         nn.init.kaiming_normal_(self.coefficients.weight, nonlinearity='linear')
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return self.coefficients(x).flatten(2)
+        return filtered(self.coefficients.weight.flatten(1).T.expand(len(x), -1, -1), x)
 
 
 class RecurrentTokenizer(Tokenizer):
@@ -141,7 +94,7 @@ class RecurrentTokenizer(Tokenizer):
         self.query = token_layer(token_channels, in_channels, norm_cfg=norm_cfg)
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return (self.query(tokens) * self.scale).mT @ self.key(x).flatten(2)
+        return product_logits(self.query(tokens) * self.scale, self.key, x)
 
 
 class PoolingTokenizer(Tokenizer):
@@ -173,7 +126,7 @@ class ClusteringTokenizer(Tokenizer):
     """
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return self.centroids(x).mT @ x.flatten(2)
+        return filtered(self.centroids(x), x)
 
     @torch.no_grad()
     def centroids(self, x: Tensor) -> Tensor:
@@ -279,13 +232,16 @@ class Projector(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        residual = self.lateral(x)
-        query, key, value, base = (
-            t.unflatten(1, (self.num_heads, -1)).flatten(0, 1)  # B * heads, C / heads, HW or L
-            for t in (self.query(x).flatten(2), self.key(tokens) * self.scale,
-                      self.drop_path(self.value(tokens)), residual.flatten(2)))
-        weights = (key.mT @ query).softmax(dim=1)
-        return torch.baddbmm(base, value, weights).view(residual.shape)
+        key, value = self.key(tokens) * self.scale, self.drop_path(self.value(tokens))
+        logits = self._logits(x, key)
+        return added(self.lateral(x), value, logits.softmax(dim=2))
+
+    def _logits(self, x: Tensor, key: Tensor) -> Tensor:
+        """Products of pixels and tokens [B, heads, L, H * W]."""
+        if self.num_heads == 1:
+            return product_logits(key, self.query, x)[:, None]
+        query, key = (t.unflatten(1, (self.num_heads, -1)) for t in (self.query(x).flatten(2), key))
+        return key.mT @ query
 
 
 TOKENIZERS = dict(

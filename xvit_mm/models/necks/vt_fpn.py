@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from xvit_mm.registry import MODELS
 
-from ..layers import FilterTokenizer, Projector, RecurrentTokenizer, TokenTransformer
+from ..layers import (FilterTokenizer, PointwiseConv, Projector, RecurrentTokenizer,
+                      TokenTransformer)
 
 EXTRA_SOURCES = ('on_input', 'on_lateral', 'on_output')
 QUERY_GROUPS = 16
@@ -73,6 +74,14 @@ class VTPyramidLayer(nn.Module):
         found = [level(x, t) for level, x, t in zip(self.tokenizers, maps, tokens)]
         related = list(self.transformer(torch.cat(found, dim=2)).split(self.num_tokens, dim=2))
         return [level(x, t) for level, x, t in zip(self.projectors, maps, related)], related
+
+    def token_attention(
+        self, maps: Sequence[Tensor], tokens: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """The weights [B, L_i, H_i, W_i] that the tokens of each level are made with."""
+        tokens = tokens or [None] * len(maps)
+        return [level.attention(x, t).unflatten(2, x.shape[2:])
+                for level, x, t in zip(self.tokenizers, maps, tokens)]
 
 
 @MODELS.register_module()
@@ -146,19 +155,31 @@ class VTFPN(BaseModule):
         self.extra_convs = nn.ModuleList(_conv(c, out_channels, 3, norm_cfg) for c in sources)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        if len(inputs) != len(self.in_channels):
-            raise ValueError(
-                f'{len(inputs)} maps were given, but in_channels={self.in_channels} announces '
-                f'{len(self.in_channels)}: make them agree with the backbone')
-        laterals = [conv(inputs[i]) for conv, i in zip(self.lateral_convs, self.levels)]
-        if self.with_top_down:
-            laterals = _summed_top_down(laterals)
+        laterals = self._laterals(inputs)
         maps, tokens = laterals, None
         for layer in self.layers:
             maps, tokens = layer(maps, tokens)
         sources = dict(
             on_input=inputs[self.levels[-1]], on_lateral=laterals[-1], on_output=maps[-1])
         return tuple(maps + self._extra_levels(maps[-1], sources.get(self.add_extra_convs)))
+
+    @torch.no_grad()
+    def token_attention(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Where each token looks: maps as `forward` takes them to one list for each layer, with
+        weights [B, L_i, H_i, W_i] for each level in use; those of a token sum to 1."""
+        maps, tokens, attentions = self._laterals(inputs), None, []
+        for layer in self.layers:
+            attentions.append(layer.token_attention(maps, tokens))
+            maps, tokens = layer(maps, tokens)
+        return attentions
+
+    def _laterals(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        if len(inputs) != len(self.in_channels):
+            raise ValueError(
+                f'{len(inputs)} maps were given, but in_channels={self.in_channels} announces '
+                f'{len(self.in_channels)}: make them agree with the backbone')
+        laterals = [conv(inputs[i]) for conv, i in zip(self.lateral_convs, self.levels)]
+        return _summed_top_down(laterals) if self.with_top_down else laterals
 
     def _extra_levels(self, last: Tensor, source: Tensor | None) -> list[Tensor]:
         """The outputs beyond the levels in use; by max-pooling without a source."""
@@ -187,9 +208,10 @@ def _conv(
     in_channels: int, out_channels: int, kernel: int, norm_cfg: dict | None
 ) -> ConvModule:
     """A lateral (kernel 1) or a convolution of stride 2 for an extra level (kernel 3)."""
-    conv = ConvModule(
-        in_channels, out_channels, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2,
-        norm_cfg=norm_cfg, act_cfg=None)
+    layer, stride = (PointwiseConv, 1) if kernel == 1 else (ConvModule, 2)
+    conv = layer(
+        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, norm_cfg=norm_cfg,
+        act_cfg=None)
     xavier_init(conv.conv, distribution='uniform')
     return conv
 

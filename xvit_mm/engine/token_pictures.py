@@ -1,0 +1,145 @@
+"""Where the visual tokens of a model look, drawn over images."""
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from xvit_mm.checkpoints import CheckpointError, find_state_dict, load_official, read_checkpoint
+from xvit_mm.visualization import draw_tokens
+
+from .config import ConfigError
+from .tool import build_model
+
+Attentions = dict[str, Tensor]
+
+
+def write_token_pictures(
+    cfg: Config,
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    columns: int = 4,
+) -> list[Path]:
+    """Draw the spatial attention of every token of a model, one picture for each place.
+
+    A place is a VT module of the backbone, `vt0`, or a level of the neck in one of its layers,
+    `neck0_level2`; its picture is `{image}_{place}.png`. Images go through the config's test
+    pipeline, so that the model sees the scale it was trained for.
+
+    Raises:
+        ConfigError: the model has no visual tokens, an image cannot be read, or names collide.
+        CheckpointError: the checkpoint does not fit.
+    """
+    pictures = {Path(image): _read_image(Path(image)) for image in images}
+    if twice := [n for n, count in Counter(p.stem for p in pictures).items() if count > 1]:
+        raise ConfigError(
+            f'several images are called {", ".join(twice)}, and so would be their pictures: draw '
+            'them into different folders')
+    model = build_model(cfg)
+    _check_has_tokens(model)
+    print_log(load_weights(model, checkpoint))
+    model.to(get_device()).eval()
+    written: list[Path] = []
+    for path, picture in pictures.items():
+        shown, attentions = look(model, cfg, picture)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for place, attention in attentions.items():
+            written.append(Path(folder) / f'{path.stem}_{place}.png')
+            drawn = draw_tokens(shown, attention, columns=columns)
+            cv2.imwrite(str(written[-1]), drawn[..., ::-1])
+    return written
+
+
+def load_weights(model: nn.Module, checkpoint: str | Path) -> str:
+    """Load a checkpoint, official or of a training; returns what there is to say about it.
+
+    Raises:
+        CheckpointError: unreadable, or it does not fit.
+    """
+    try:
+        return str(load_official(model, checkpoint))
+    except TypeError:
+        # No backbone of ours, as under a neck of ours: such files come from a training only.
+        state_dict = find_state_dict(read_checkpoint(checkpoint))
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise CheckpointError(f'{checkpoint} does not fit this model: {error}') from error
+    return f'{type(model).__name__}: {len(state_dict)} of {len(state_dict)} tensors loaded'
+
+
+@torch.no_grad()
+def look(model: nn.Module, cfg: Config, picture: np.ndarray) -> tuple[np.ndarray, Attentions]:
+    """The image [H, W, 3] in RGB as the model sees it, and attentions [L, H, W] by place."""
+    packed, is_rgb = _packed(cfg, picture)
+    shown = packed['inputs'].permute(1, 2, 0).numpy()
+    batch = model.data_preprocessor(
+        {key: [value] for key, value in packed.items()}, False)['inputs']
+    attentions = {
+        # The batch may be padded on the right and at the bottom; the picture is not.
+        place: F.interpolate(attention, batch.shape[2:], mode='bilinear', align_corners=False)
+        [0, :, :shown.shape[0], :shown.shape[1]].cpu()
+        for place, attention in _attentions(model, batch)}
+    return np.ascontiguousarray(shown if is_rgb else shown[..., ::-1]), attentions
+
+
+def _attentions(model: nn.Module, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Every place that has tokens, and its attention [1, L, h, w]."""
+    try:
+        if hasattr(model.backbone, 'token_attention'):
+            for i, attention in enumerate(model.backbone.token_attention(batch)):
+                yield f'vt{i}', attention
+        if hasattr(getattr(model, 'neck', None), 'token_attention'):
+            for i, layer in enumerate(model.neck.token_attention(model.backbone(batch))):
+                for level, attention in enumerate(layer):
+                    yield f'neck{i}_level{level}', attention
+    except ValueError as error:
+        raise ConfigError(f'the tokens of this model cannot be drawn: {error}') from error
+
+
+def _check_has_tokens(model: nn.Module) -> None:
+    parts = {name: getattr(model, name, None) for name in ('backbone', 'neck')}
+    if not any(hasattr(part, 'token_attention') for part in parts.values()):
+        found = ', '.join(f'{name} {type(part).__name__}' for name, part in parts.items() if part)
+        raise ConfigError(
+            f'this model has no visual tokens to draw ({found or type(model).__name__}): they are '
+            'in the backbone xvit_mm.VTResNet and in the neck xvit_mm.VTFPN')
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """[H, W, 3] of uint8 in BGR, as mmcv reads them."""
+    picture = cv2.imread(str(path)) if path.is_file() else None
+    if picture is None:
+        reason = 'is not an image that OpenCV reads' if path.is_file() else 'does not exist'
+        raise ConfigError(f'image {str(path)!r} {reason}')
+    return picture
+
+
+def _packed(cfg: Config, picture: np.ndarray) -> tuple[dict[str, Any], bool]:
+    """An image after the test pipeline, and whether its channels are RGB."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    pipeline = cfg.get('test_pipeline') or dataset.get('pipeline')
+    if not pipeline:
+        raise ConfigError(f'{cfg.filename} has no test_pipeline to prepare images with')
+    loads_files = any(step['type'].endswith('LoadImageFromFile') for step in pipeline)
+    steps = [step for step in pipeline
+             if not step['type'].rpartition('.')[2].startswith(('LoadImage', 'LoadAnnotations'))]
+    # Data sets that hold their images in memory give RGB, files are read as BGR.
+    picture = picture if loads_files else np.ascontiguousarray(picture[..., ::-1])
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        packed = Compose(steps)(dict(
+            img=picture, img_path='', img_id=0, img_shape=picture.shape[:2],
+            ori_shape=picture.shape[:2]))
+    return packed, not loads_files
