@@ -1,4 +1,4 @@
-"""Backbones or necks side by side: time and peak memory of a forward pass or a training step.
+"""Backbones or necks side by side: time, peak memory and size of a forward pass or training step.
 
     python tools/benchmark.py xvit_mm.XFormer mmpretrain.MobileViT:arch=small --sizes 256 512 1024
     python tools/benchmark.py "mmdet.FPN:in_channels=[64,128],out_channels=64,num_outs=2" \\
@@ -23,6 +23,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from xvit_mm.complexity import count_macs
 from xvit_mm.engine.allocator import keep_freed_memory
 from xvit_mm.engine.config import ConfigError
 from xvit_mm.engine.tool import run_tool
@@ -242,13 +243,15 @@ def report(size: tuple[int, int], contenders: list[Contender]) -> None:
     width = max(len(contender.name) for contender in contenders)
     first = contenders[0]
     print(f'\n{size[0]} x {size[1]}\n{"":<{width}}{"ms (median)":>13}{"ms (best)":>11}{"x":>7}'
-          f'{"MB (peak)":>11}{"x":>7}')
+          f'{"MB (peak)":>11}{"x":>7}{"M param.":>10}{"GMACs":>8}')
     for contender in contenders:
         median, best = statistics.median(contender.times), min(contender.times)
         # Of the rounds, not of the medians: the turns of one round share the state of the machine.
         ratio = statistics.median(b / a for a, b in zip(first.times, contender.times))
         print(f'{contender.name:<{width}}{1e3 * median:>13.1f}{1e3 * best:>11.1f}{ratio:>7.2f}'
-              f'{contender.memory / 1e6:>11.1f}{contender.memory / max(first.memory, 1):>7.2f}')
+              f'{contender.memory / 1e6:>11.1f}{contender.memory / max(first.memory, 1):>7.2f}'
+              f'{sum(p.numel() for p in contender.model.parameters()) / 1e6:>10.2f}'
+              f'{"-" if contender.is_neck else f"{count_macs(contender.model, size) / 1e9:.2f}":>8}')
 
 
 if __name__ == '__main__':
