@@ -35,6 +35,7 @@ EXTRAS = {
     ],
     'dev': [
         'pytest',
+        'pytest-xdist',
         'timm',
         'faster-coco-eval',
     ],
@@ -42,7 +43,7 @@ EXTRAS = {
 
 
 class BuildWithConfigs(build_py):
-    """Puts configs/ and tools/ into the wheel as `xvit_mm/.mim/`, where `mim` looks for them.
+    """Puts what `mim` looks for into the wheel, as `xvit_mm/.mim/`: configs, tools, the index.
 
     Copied while building, so that the checkout holds them once; an editable install uses the
     checkout's own folders.
@@ -52,10 +53,12 @@ class BuildWithConfigs(build_py):
         super().run()
         if getattr(self, 'editable_mode', False):
             return
+        for_mim = Path(self.build_lib, 'xvit_mm', '.mim')
         for folder in ('configs', 'tools'):
-            target = Path(self.build_lib, 'xvit_mm', '.mim', folder)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+            shutil.rmtree(for_mim / folder, ignore_errors=True)
+            shutil.copytree(
+                ROOT / folder, for_mim / folder, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy(ROOT / 'model-index.yml', for_mim)
 
 
 def version() -> str:

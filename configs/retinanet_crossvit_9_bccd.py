@@ -3,5 +3,7 @@
 _base_ = './retinanet_crossformer_mini_bccd.py'
 
 model = dict(
-    backbone=dict(_delete_=True, type='xvit_mm.CrossViT', arch='9_dagger'),
-    neck=dict(in_channels=[128, 128, 256, 256]))
+    # RetinaNet has no use for the map of stride 4.
+    backbone=dict(
+        _delete_=True, type='xvit_mm.CrossViT', arch='9_dagger', out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[128, 256, 256], start_level=0))

@@ -6,5 +6,6 @@ _base_ = [
     '_base_/schedules/adamw_1x_layer_decay.py', '_base_/detection_runtime.py'
 ]
 model = dict(
-    backbone=dict(type='xvit_mm.CrossViT', arch='small'),
-    neck=dict(in_channels=[192, 192, 384, 384]))
+    # RetinaNet has no use for the map of stride 4.
+    backbone=dict(type='xvit_mm.CrossViT', arch='small', out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[192, 384, 384], start_level=0))

@@ -138,6 +138,12 @@ def test_custom_keys_count_with_the_depth_and_override_the_decay_rule():
     assert found['backbone.embeds.0.pos_embed'] == (pytest.approx(0.1 * LR * RATE**7), 0.)
 
 
+def test_custom_keys_that_change_nothing_make_no_group_of_their_own():
+    keys = {'head': dict(lr_mult=1.), 'neck': dict(decay_mult=1.)}
+    wrapper = wrapper_of(model_of(), dict(custom_keys=keys))
+    assert len(wrapper.optimizer.param_groups) == 1
+
+
 def test_without_options_everything_is_in_one_group_at_the_optimizers_settings():
     model = model_of()
     assert len(wrapper_of(model, None).optimizer.param_groups) == 1

@@ -74,20 +74,3 @@ def test_configs_are_plain_text_that_both_stack_families_read(path):
     text = path.read_text()
     assert not [line for line in text.splitlines() if line.startswith(('import ', 'from '))]
     assert 'mmdet::' not in text and 'mmseg::' not in text and 'mmpretrain::' not in text
-
-
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*_coco.py')), ids=lambda p: p.stem)
-def test_detection_configs_build_with_matching_channels(path):
-    import torch
-    from mmdet.registry import MODELS
-    from mmdet.utils import register_all_modules
-    from mmengine.config import Config
-    register_all_modules(init_default_scope=True)
-    cfg = Config.fromfile(path)
-    cfg.model.bbox_head.num_classes = 2
-    detector = MODELS.build(cfg.model).eval()
-    assert list(detector.backbone.out_channels) == cfg.model.neck.in_channels
-    with torch.no_grad():
-        scores, boxes = detector(torch.zeros(1, 3, 64, 96))
-    assert [s.shape[2:] for s in scores] == [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
-    assert boxes[0].shape[1] == 36

@@ -11,6 +11,7 @@ from typing import Any, Dict
 
 import pytest
 import setuptools
+import yaml
 from set_up_copy import ROOT, load_tools
 
 
@@ -53,20 +54,46 @@ def test_extras_and_constraints_agree(declared: Dict[str, Any]) -> None:
     assert all(line in constraints for line in extras if '==' in line)
 
 
-def test_the_built_package_holds_configs_and_tools_where_mim_looks(tmp_path: Path) -> None:
+@pytest.fixture(scope='module')
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as a wheel has it, built from a copy of this checkout."""
+    source = tmp_path_factory.mktemp('source')
     for folder in ('xvit_mm', 'configs', 'tools'):
-        shutil.copytree(ROOT / folder, tmp_path / folder,
+        shutil.copytree(ROOT / folder, source / folder,
                         ignore=shutil.ignore_patterns('__pycache__', '.mim'))
-    shutil.copy(ROOT / 'setup.py', tmp_path)
+    for name in ('setup.py', 'model-index.yml'):
+        shutil.copy(ROOT / name, source)
     subprocess.run([sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', 'built'],
-                   cwd=tmp_path, check=True, capture_output=True)
-    package = tmp_path / 'built' / 'xvit_mm'
-    for source, built in (('xvit_mm', package), ('configs', package / '.mim' / 'configs'),
-                          ('tools', package / '.mim' / 'tools')):
-        wanted = {path.relative_to(tmp_path / source)
-                  for path in (tmp_path / source).rglob('*.py')}
-        assert wanted <= {path.relative_to(built) for path in built.rglob('*.py')}
-    assert not (tmp_path / 'xvit_mm' / '.mim').exists()
+                   cwd=source, check=True, capture_output=True)
+    assert not (source / 'xvit_mm' / '.mim').exists()
+    return source / 'built' / 'xvit_mm'
+
+
+def test_the_built_package_holds_configs_and_tools_where_mim_looks(built: Path) -> None:
+    for source, target in (('xvit_mm', built), ('configs', built / '.mim' / 'configs'),
+                           ('tools', built / '.mim' / 'tools')):
+        wanted = {path.relative_to(ROOT / source) for path in (ROOT / source).rglob('*')
+                  if path.suffix in ('.py', '.yml') and '.mim' not in path.parts}
+        assert wanted <= {path.relative_to(target) for path in target.rglob('*')}
+
+
+def test_mim_finds_every_config_of_the_built_package_by_its_index(built: Path) -> None:
+    folder = built / '.mim'
+    models = []
+    for metafile in yaml.safe_load((folder / 'model-index.yml').read_text())['Import']:
+        models += yaml.safe_load((folder / metafile).read_text())['Models']
+    configs = {path.name for path in (ROOT / 'configs').glob('*.py')}
+    assert {model['Config'] for model in models} == {f'configs/{name}' for name in configs}
+    for model in models:
+        # `mim train xvit_mm NAME` looks for a file of this name below the package.
+        found = list(built.rglob(Path(model['Config']).name))
+        assert found == [folder / model['Config']]
+    assert (folder / 'tools' / 'train.py').is_file() and (folder / 'tools' / 'test.py').is_file()
+
+
+def test_the_source_archive_holds_what_the_build_needs() -> None:
+    manifest = (ROOT / 'MANIFEST.in').read_text().splitlines()
+    assert {'graft configs', 'graft tools', 'include model-index.yml'} <= set(manifest)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -77,10 +104,10 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 def test_arguments_of_selftest_go_to_pytest(commands: SimpleNamespace) -> None:
     tests = str(commands.root / 'tests')
     build = commands.selftest.pytest_command
-    assert build('python', ['-x', '-k', 'cross']) == [
-        'python', '-m', 'pytest', '-x', '-k', 'cross', tests]
+    start = ['python', '-m', 'pytest', '-n', '2', '--dist', 'worksteal']
+    assert build('python', ['-x', '-k', 'cross']) == [*start, '-x', '-k', 'cross', tests]
     one = str(Path(__file__)) + '::test_x'
-    assert build('python', [one]) == ['python', '-m', 'pytest', one]
+    assert build('python', [one]) == [*start, one]
 
 
 def write_programs(root: Path, training: str) -> None:
