@@ -1,0 +1,9 @@
+"""Somebody's mmdet, mmseg or mmpretrain config with one of our backbones in it.
+
+    read -> what the old backbone gives -> rules of the framework -> optimizer -> write -> trial
+
+`necks.py` and the tables at the top of the other modules are where a new neck, head or recipe goes.
+"""
+from .swap import Swap, swap_backbone
+
+__all__ = ['Swap', 'swap_backbone']

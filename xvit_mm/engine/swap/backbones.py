@@ -1,0 +1,119 @@
+"""What a swap knows of our backbones: arguments, recipes, classification heads."""
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from xvit_mm.engine.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW's learning rate for a batch of `batch` images, weight decay, and where they are from.
+
+    `source` completes "learning rate and weight decay of ...".
+    """
+
+    lr: float
+    weight_decay: float
+    batch: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of our backbones."""
+
+    # The argument that selects a variant.
+    size: str
+    # Beginnings of variant names, and arguments that their dense models differ by.
+    dense: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    # Parts of the names of parameters that, although they are not one-dimensional, do not decay.
+    no_decay: tuple[str, ...] = ()
+    # For classification: what the head needs of the backbone, and the head.
+    cls: Mapping[str, Any] = field(default_factory=dict)
+    cls_head: str = ''
+    # By framework, or by framework and type of the head where that has a recipe of its own.
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+
+
+_SWIN = {
+    'mmdet': Recipe(1e-4, 0.05, 16, 'the nearest published relative, Swin on COCO'),
+    'mmseg': Recipe(6e-5, 0.01, 16, 'the nearest published relative, Swin on ADE20K'),
+}
+BACKBONES = {
+    'xvit_mm.CrossFormer': Entry(
+        size='arch',
+        dense={'pp_': dict(group_size=(7, 7, 7, 7), interval=(8, 4, 2, 1))},
+        cls=dict(out_indices=(3,)),
+        cls_head='xvit_mm.CrossFormerClsHead',
+        recipes={
+            'mmdet': Recipe(1e-4, 1e-4, 16, 'the CrossFormer repository on COCO'),
+            'mmseg': Recipe(6e-5, 0.01, 16, 'the CrossFormer repository, UPerNet on ADE20K'),
+            'mmseg FPNHead': Recipe(
+                1e-4, 1e-4, 16, 'the CrossFormer repository, semantic FPN on ADE20K'),
+            'mmpretrain': Recipe(1e-3, 0.05, 1024, 'the CrossFormer repository on ImageNet'),
+        }),
+    'xvit_mm.CrossViT': Entry(
+        size='arch',
+        no_decay=('cls_token', 'pos_embed'),
+        cls=dict(out_type='cls_token'),
+        cls_head='xvit_mm.CrossViTClsHead',
+        recipes={
+            **_SWIN,
+            'mmpretrain': Recipe(4e-3, 0.1, 4096, 'the CrossViT paper on ImageNet'),
+        }),
+    'xvit_mm.XFormer': Entry(
+        size='arch',
+        cls=dict(out_indices=(3,)),
+        cls_head='xvit_mm.XFormerClsHead',
+        recipes={
+            **_SWIN,
+            'mmpretrain': Recipe(
+                2e-3, 0.01, 1024, 'the nearest published relative, MobileViT on ImageNet'),
+        }),
+    'xvit_mm.VTResNet': Entry(
+        size='depth',
+        cls=dict(out_indices=(3,), out_type='tokens'),
+        cls_head='xvit_mm.VTClsHead',
+        recipes={
+            'mmdet': Recipe(1e-4, 0.05, 16, 'ResNet with AdamW on COCO, as mmdet has it'),
+            'mmseg': _SWIN['mmseg'],
+            'mmpretrain': Recipe(1e-3, 0.05, 1024, 'the nearest relative with AdamW, CrossFormer'),
+        }),
+}
+
+
+def checked_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """A backbone's config with its scoped name.
+
+    Raises:
+        ConfigError: it is none of ours.
+    """
+    name = str(backbone.get('type', ''))
+    scoped = name if '.' in name else f'xvit_mm.{name}'
+    if scoped not in BACKBONES:
+        raise ConfigError(f'--backbone {name}: choose from {", ".join(BACKBONES)}')
+    return {**backbone, 'type': scoped}
+
+
+def sized(kind: str, size: str) -> dict[str, Any]:
+    """The argument that selects a variant: `s` is `arch='s'`; `18` or `r18` is `depth=18`."""
+    name = BACKBONES[kind].size
+    if name == 'depth' and size.removeprefix('r').isdigit():
+        return {name: int(size.removeprefix('r'))}
+    return {name: size}
+
+
+def dense_arguments(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by which the released dense models of a variant differ from its classifier."""
+    entry = BACKBONES[backbone['type']]
+    for beginning, arguments in entry.dense.items():
+        if str(backbone.get(entry.size, '')).startswith(beginning):
+            return {key: value for key, value in arguments.items() if key not in backbone}
+    return {}
+
+
+def recipe_for(kind: str, scope: str, head: str | None) -> Recipe:
+    """The recipe for a framework and, if it has one of its own, a type of head."""
+    recipes = BACKBONES[kind].recipes
+    return recipes.get(f'{scope} {head}', recipes[scope])
