@@ -3,6 +3,6 @@
 _base_ = './vt_r18_cifar10.py'
 
 model = dict(
-    backbone=dict(_delete_=True, type='ResNet', depth=18),
+    backbone=dict(_delete_=True, type='ResNet', depth=18, zero_init_residual=False),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', in_channels=512))

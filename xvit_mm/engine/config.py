@@ -110,7 +110,7 @@ def use_tta(cfg: Config) -> None:
     Raises:
         ConfigError: the config has none.
     """
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
         raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
     dataset = innermost(cfg.test_dataloader.dataset)
     dataset.pipeline = cfg.tta_pipeline

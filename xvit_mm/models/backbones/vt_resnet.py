@@ -167,7 +167,8 @@ class VTResNet(Backbone):
         value_conv: False leaves the grouped projection out of the tokenizers, as in the formula.
         scale_logits: divide logits by sqrt(d).
         token_norm: norms in the VT modules; False as in the formulas.
-        zero_init_residual: residual branches that end in a norm start at zero, in both parts.
+        zero_init_residual: residual branches that end in a norm start at zero, in both parts; in
+            short trainings from scratch they hardly leave it.
         pool_last: max-pool the last map to stride 32; else it has the stride 16 of VT.
         in_channels: channels of the image.
         base_channels: of layer 1 before its expansion; the widths of all maps follow.
@@ -204,7 +205,7 @@ class VTResNet(Backbone):
         value_conv: bool = True,
         scale_logits: bool = True,
         token_norm: bool = True,
-        zero_init_residual: bool = True,
+        zero_init_residual: bool = False,
         pool_last: bool = True,
         in_channels: int = 3,
         base_channels: int = 64,

@@ -1,0 +1,292 @@
+"""`tools/check_dataset.py`: right data pass, and each mistake is named with its remedy."""
+import json
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from toy_data import accept_toy_cifar10, make_toy_data
+
+from xvit_mm.datasets.checking import check_datasets
+from xvit_mm.engine.config import ConfigError, load_config
+
+TOOL = Path(__file__).parent.parent / 'tools' / 'check_dataset.py'
+COCO, BCCD = 'retinanet_crossformer_s_coco', 'retinanet_crossformer_mini_bccd'
+MASKS = 'mask_rcnn_crossformer_s_coco'
+ADE, CITYSCAPES = 'fpn_crossformer_s_ade20k', 'fpn_crossformer_s_cityscapes'
+STUFF, CAMVID = 'vtfpn_r50_cocostuff', 'fpn_r18_camvid'
+IMAGENET, CIFAR10 = 'crossformer_s_imagenet', 'xformer_cifar10'
+
+
+@pytest.fixture(scope='module')
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a config to a folder with toy data, made once."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            make_toy_data(load_config(f'{name}.py', data_root=folders[name]), folders[name])
+        return folders[name]
+
+    return folder_of
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """The command line: exit code, output and error of the tool."""
+    accept_toy_cifar10(monkeypatch)
+    monkeypatch.setattr('signal.signal', lambda *args: None)
+
+    def run(name: str, root: Path, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, 'argv', [
+            str(TOOL), f'{name}.py', '--data-root', str(root), '--out', str(tmp_path / 'drawn'),
+            *arguments])
+        code = 0
+        try:
+            runpy.run_path(str(TOOL), run_name='__main__')
+        except SystemExit as end:
+            code = end.code
+        output, error = capsys.readouterr()
+        return code, ' '.join(output.split()), error
+
+    return run
+
+
+# Right data.
+
+
+@pytest.mark.parametrize('name, kind, found', [
+    (COCO, 'CocoDataset, 80 classes', 'instances_train2017.json: 2 images, 10 annotations'),
+    (MASKS, 'CocoDataset, 80 classes', 'boxes: 10, 0 of them crowds; 10 with a mask'),
+    (BCCD, 'CocoDataset, 3 classes', 'RBC 2'),
+    (ADE, 'ADE20KDataset, 150 classes', '2 images'),
+    (CITYSCAPES, 'CityscapesDataset, 19 classes', '*_leftImg8bit.png: 2 images'),
+    (STUFF, 'COCOStuffDataset, 171 classes', '*_labelTrainIds.png: a label map for each'),
+    (CAMVID, 'BaseSegDataset, 11 classes', 'pixels by class: '),
+    (IMAGENET, 'ImageNet, 1000 classes', 'images by class:'),
+    (CIFAR10, 'CIFAR10, 10 classes', 'images by class: truck 1, frog 1 without an image: air'),
+])
+def test_right_data_are_counted_and_drawn(toys, check, tmp_path, name, kind, found):
+    code, output, error = check(name, toys(name), '--samples', '1')
+    assert code == 0 and 'error: ' not in error
+    assert f'train: {kind}' in output and found in output
+    assert output.endswith('test: as val no problem found')
+    drawn = sorted((tmp_path / 'drawn').iterdir())
+    assert [path.name for path in drawn] == ['train_0.png', 'val_0.png']
+    assert all(cv2.imread(str(path)).std() > 5 for path in drawn)
+
+
+def test_a_sample_shows_each_class_in_its_colour(toys, tmp_path):
+    cfg = load_config(f'{CAMVID}.py', data_root=toys(CAMVID))
+    list(check_datasets(cfg, tmp_path, num_samples=1))
+    picture = cv2.imread(str(tmp_path / 'train_0.png'))[..., ::-1].astype(float)
+    label = cv2.imread(str(toys(CAMVID) / 'labels' / 'train' / 'image_0001.png'), -1)
+    scale = 800 / min(label.shape)
+    height, width = round(label.shape[0] * scale), round(label.shape[1] * scale)
+    panels = picture[28:28 + height]
+    image, drawn = panels[:, :width], panels[:, width:2 * width]
+    large = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+    palette = np.array(cfg.metainfo.palette)
+    counted = 0
+    for number in set(np.unique(label)) - {11}:
+        inside = cv2.erode((large == number).astype(np.uint8), np.ones((9, 9))) > 0
+        expected = 0.3 * image[inside] + 0.7 * palette[number]
+        assert np.abs(drawn[inside] - expected).mean() < 2
+        counted += inside.sum()
+    assert counted > 0.5 * large.size
+
+
+def test_a_sample_shows_boxes(toys, tmp_path):
+    cfg = load_config(f'{BCCD}.py', data_root=toys(BCCD))
+    list(check_datasets(cfg, tmp_path, num_samples=1))
+    picture = cv2.imread(str(tmp_path / 'train_0.png'))[28:, :, ::-1].astype(float)
+    content = json.loads((toys(BCCD) / 'annotations' / 'train.json').read_text())
+    scale = picture.shape[1] / content['images'][0]['width']
+    image = cv2.imread(str(toys(BCCD) / 'train' / content['images'][0]['file_name']))[..., ::-1]
+    image = cv2.resize(image, picture.shape[1::-1]).astype(float)
+    changed = np.abs(picture - image).max(-1) > 30
+    for entry in content['annotations']:
+        if entry['image_id'] == 1:
+            left, top, width, height = (round(scale * x) for x in entry['bbox'])
+            right, bottom = left + width, top + height
+            inside = [slice(max(top, 3), bottom - 3), slice(max(left, 3), right - 3)]
+            edges = [(inside[0], left), (inside[0], right), (top, inside[1]), (bottom, inside[1])]
+            for rows, columns in edges:
+                rows = rows if isinstance(rows, slice) else slice(max(rows - 2, 0), rows + 3)
+                columns = (columns if isinstance(columns, slice)
+                           else slice(max(columns - 2, 0), columns + 3))
+                strip = changed[rows, columns]
+                assert strip.any(0).mean() > 0.9 or strip.any(1).mean() > 0.9
+
+
+def test_samples_of_an_earlier_check_go(toys, tmp_path):
+    (tmp_path / 'train_7.png').write_bytes(b'old')
+    cfg = load_config(f'{CIFAR10}.py', data_root=toys(CIFAR10))
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / 'none')
+    with pytest.raises(ConfigError):
+        list(check_datasets(cfg, tmp_path))
+    assert not list(tmp_path.glob('*.png'))
+
+
+def test_own_data_are_checked(toys, check):
+    code, output, error = check(COCO, toys(COCO), '--own-data', str(toys(BCCD)))
+    assert code == 0 and 'error: ' not in error
+    assert 'train: CocoDataset, 3 classes' in output and 'RBC 2' in output
+
+
+# Wrong data. Each case: the config, what is done to a copy of right data, and the message.
+
+
+def rewrite(file: str, change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def mistake(root: Path) -> None:
+        content = json.loads((root / file).read_text())
+        change(content)
+        (root / file).write_text(json.dumps(content))
+    return mistake
+
+
+def each(key: str, **entries) -> Callable[[dict], None]:
+    return lambda content: [entry.update(entries) for entry in content[key]]
+
+
+def remove(pattern: str) -> Callable[[Path], None]:
+    def mistake(root: Path) -> None:
+        path = sorted(root.glob(pattern))[0]
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return mistake
+
+
+def rename(pattern: str, old: str, new: str) -> Callable[[Path], None]:
+    return lambda root: [
+        path.rename(path.with_name(path.name.replace(old, new))) for path in root.glob(pattern)]
+
+
+def draw_again(pattern: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def mistake(root: Path) -> None:
+        path = str(sorted(root.glob(pattern))[0])
+        cv2.imwrite(path, change(cv2.imread(path, cv2.IMREAD_UNCHANGED)))
+    return mistake
+
+
+def spoil(pattern: str) -> Callable[[Path], None]:
+    return lambda root: sorted(root.glob(pattern))[0].write_bytes(b'no image')
+
+
+def xyxy(content: dict) -> None:
+    for entry in content['annotations']:
+        left, top, width, height = entry['bbox']
+        entry['bbox'] = [left, top, 150 + left + width, 150 + top + height]
+
+
+def other_category(content: dict) -> None:
+    content['categories'].append({'id': 99, 'name': 'other'})
+    each('annotations', category_id=99)(content)
+
+
+def flatten(root: Path) -> None:
+    for path in list((root / 'val').glob('*/*')):
+        path.rename(root / 'val' / path.name)
+    for folder in (root / 'val').glob('*/'):
+        folder.rmdir()
+
+
+TRAIN = 'annotations/instances_train2017.json'
+COCO_MISTAKES = [
+    (remove(TRAIN), "train: the annotation file '.*instances_train2017.json' does not exist; "
+     '.*annotations holds instances_val2017.json. Name the folder of the data with --data-root'),
+    (remove('val2017'), "val: the folder of the images '.*val2017/?' does not exist"),
+    (remove('train2017/*1.jpg'), "train: 1 of 2 images .* are not in .*train2017, the first is "
+     "'000000000001.jpg'. Download them"),
+    (lambda root: (root / TRAIN).write_text('{'), 'is not JSON: .* Download or export it again'),
+    (rewrite(TRAIN, lambda content: content.pop('annotations')), 'has no annotations. COCO'),
+    (rewrite(TRAIN, lambda content: content['annotations'][3].pop('area')),
+     'an entry of annotations has no area: .*mmdet needs id, .*area in each'),
+    (rewrite(TRAIN, each('categories', name='cell')), '80 classes, of which the annotation file '
+     'lacks person, .*; it has cell, .*Set metainfo=dict'),
+    (rewrite(TRAIN, lambda content: content['categories'].reverse()), 'the order person, bicycle.*'
+     'annotation file in the order toothbrush, .*how mmdet numbers them.*Set metainfo'),
+    (rewrite(TRAIN, each('annotations', category_id=0)), r'10 annotations have a category_id that '
+     r'none of the categories has, the first \(id 1\) 0; .*a shift by one'),
+    (rewrite(TRAIN, each('annotations', image_id=77)), 'have a image_id that none of the images'),
+    (rewrite(TRAIN, each('annotations', id=1)), 'two annotations have the same id'),
+    (rewrite(TRAIN, other_category), 'no image is left after filtering .*filter_empty_gt.*'
+     'compare metainfo.classes with the annotations'),
+    (rewrite(TRAIN, xyxy), r'10 of 10 boxes reach beyond their image.*\[left, top, width, height'),
+    (draw_again('train2017/*1.jpg', lambda image: image[:99, :88]),
+     '000000000001.jpg is 88 x 99, but the annotation file says'),
+]
+MASK_MISTAKES = [
+    (rewrite(TRAIN, each('annotations', segmentation=[])),
+     'the model learns masks, but 10 of 10 annotations have no segmentation, .*RetinaNet'),
+]
+SEGMENTATION_MISTAKES = [
+    (ADE, remove('images'), "train: the folder of the images '.*images/training/?' does not exist"),
+    (ADE, rename('images/training/*', '.jpg', '.jpeg'),
+     "holds no file that ends in '.jpg'; there are files of .jpeg. Set img_suffix"),
+    (ADE, remove('annotations/training/*1.png'), '1 of 2 images have no label map; the first is '
+     "ADE_train_00000001.jpg, .*The name must be that of the image with '.png' in the place"),
+    (ADE, draw_again('annotations/training/*', lambda label: label[:40]), 'is .* x 40, but its '
+     'image is .*must have the same size'),
+    (ADE, draw_again('annotations/training/*', lambda label: np.stack([label] * 3, -1)),
+     'is a colour picture, .*the number of its class'),
+    (ADE, draw_again('annotations/*/*', lambda label: np.where(label == 0, 151, label)),
+     'has the label 151; there are 150 classes, 1 to 150. Number the classes from 1'),
+    (ADE, lambda root: [draw_again(f'annotations/training/*{i}.png', np.zeros_like)(root)
+                        for i in (1, 2)], 'no pixel of the labels has a class'),
+    (CITYSCAPES, rename('gtFine/*/*/*', 'labelTrainIds', 'labelIds'), '2 of 2 images have no label '
+     'map; .*The download has labelIds only; .*CITYSCAPES_DATASET=.* csCreateTrainIdLabelImgs'),
+    (STUFF, rename('annotations/*/*', '_labelTrainIds', ''),
+     'The download has ids with gaps; .*mim run mmseg coco_stuff164k'),
+    (CAMVID, draw_again('labels/train/*', lambda label: np.where(label == 0, 12, label)),
+     'has the label 12; there are 11 classes, 0 to 10. Number the classes from 0'),
+]
+CLASSIFICATION_MISTAKES = [
+    (IMAGENET, remove('train/n00000007'), 'train has 999 folders for 1000 classes: n00000000'),
+    (IMAGENET, flatten, 'val: .*val has no folder for each class but 2 files. Sort the images'),
+    (IMAGENET, spoil('train/*/*.JPEG'), 'n00000000_1.JPEG is no image. Remove or replace'),
+    (CIFAR10, remove('cifar-10-batches-py'), "the folder of the batches '.*' does not exist"),
+    (CIFAR10, remove('cifar-10-batches-py/data_batch_3'), 'CIFAR10 cannot read it: RuntimeError'),
+    (CIFAR10, lambda root: [(root / 'train' / name).mkdir(parents=True) for name in 'ab'],
+     'has no folder for the classes airplane, .*; it has a, b. Name the folders as the classes'),
+]
+
+
+@pytest.mark.parametrize('name, mistake, message', [
+    *((COCO, *case) for case in COCO_MISTAKES), *((MASKS, *case) for case in MASK_MISTAKES),
+    *SEGMENTATION_MISTAKES, *CLASSIFICATION_MISTAKES])
+def test_a_mistake_in_the_data_is_named(toys, check, tmp_path, name, mistake, message):
+    root = tmp_path / 'data'
+    shutil.copytree(toys(name), root)
+    mistake(root)
+    code, output, error = check(name, root, '--samples', '0')
+    assert code == 1 and 'no problem' not in output
+    assert error.count('\n') == 1 and re.match(f'error: (?=train|val).*{message}', error), error
+
+
+@pytest.mark.parametrize('name, option, message', [
+    (COCO, 'val_evaluator.ann_file=other.json', "val_evaluator.ann_file is 'other.json', but the"),
+    (COCO, 'model.bbox_head.num_classes=3', 'model.bbox_head.num_classes is 3, but the data set '
+     'has 80 classes .*Set model.bbox_head.num_classes to 80'),
+    (CAMVID, 'model.decode_head.num_classes=12', 'num_classes is 12, but the data set has 11'),
+    (ADE, 'train_dataloader.dataset.reduce_zero_label=False', 'means "other" by label 0.*Remove'),
+    (CAMVID, 'model.decode_head.ignore_index=255', 'has the label 11; there are 11 classes, 0 to '
+     '10. If label 0 means "other", .*; if 11 means "ignore", set ignore_index=11'),
+    (COCO, 'train_dataloader.dataset.type=mmpretrain.VOC', 'train: the data set cannot be built'),
+])
+def test_a_config_that_does_not_fit_the_data_is_named(toys, check, name, option, message):
+    code, _, error = check(name, toys(name), '--samples', '0', '--cfg-options', option)
+    assert code == 1 and error.count('\n') == 1
+    assert re.match(f'error: (?=train|val).*{message}', error), error
+
+
+def test_a_kind_of_data_set_without_a_check_is_named(toys, tmp_path):
+    cfg = load_config(f'{CAMVID}.py', data_root=toys(CAMVID))
+    cfg.train_dataloader.dataset.type = 'BaseCDDataset'
+    with pytest.raises(ConfigError, match='does not know BaseCDDataset; it knows CocoDataset'):
+        list(check_datasets(cfg, tmp_path))

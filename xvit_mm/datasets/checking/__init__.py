@@ -1,0 +1,104 @@
+"""Is the data of a config where the config expects it, and is it what the config takes it for?"""
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+
+from xvit_mm.engine.config import ConfigError
+
+from . import classification, detection, segmentation
+from .common import Split, datasets_of, spread
+
+__all__ = ['check_datasets', 'datasets_of']
+
+# By data set class; a subclass is checked as the nearest class in the table.
+KINDS: dict[str, ModuleType] = {
+    'CocoDataset': detection,
+    'BaseSegDataset': segmentation,
+    'CustomDataset': classification,
+    'CIFAR10': classification,
+}
+
+
+def check_datasets(
+    cfg: Config,
+    folder: str | Path,
+    *,
+    num_samples: int = 4,
+    max_files: int = 500,
+) -> Iterator[str]:
+    """Compare the data sets of a config with what lies in their folders, line by line of a report.
+
+    Files are looked for one and all, counted by class, and some are opened. The frameworks' own
+    data set classes read them.
+
+    Args:
+        cfg: the config.
+        folder: where samples are drawn with their labels, `{split}_{number}.png`; earlier ones go.
+        num_samples: how many of each split.
+        max_files: how many images or label maps of each split are opened.
+
+    Raises:
+        ConfigError: the first problem, with its remedy, or a data set of an unknown kind.
+    """
+    folder = Path(folder)
+    _remove_samples(folder)
+    checked: dict[str, str] = {}
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        for name, settings in datasets_of(cfg):
+            same = checked.setdefault(repr(settings), name)
+            if same != name:
+                yield f'{name}: as {same}'
+                continue
+            split = _split(name, settings, cfg, max_files)
+            kind = _kind(split)
+            where = split.settings.get('data_root') or 'the working folder'
+            yield (f'{name}: {type(split.dataset).__name__}, {len(split.classes)} classes, '
+                   f'in {where}')
+            yield from kind.check(split)
+            yield from _draw_samples(split, kind, folder, num_samples)
+    if not checked:
+        raise ConfigError(f'{cfg.filename} has no data set to check')
+
+
+def _split(name: str, settings: dict[str, Any], cfg: Config, max_files: int) -> Split:
+    settings = {**settings, 'pipeline': [], 'lazy_init': True}
+    if settings.get('type', '').endswith('CIFAR10'):
+        settings['download'] = False
+    try:
+        dataset = DATASETS.build(settings)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f'{name}: the data set cannot be built: {error}') from error
+    return Split(name, settings, dataset, cfg, max_files)
+
+
+def _kind(split: Split) -> ModuleType:
+    for cls in type(split.dataset).__mro__:
+        if cls.__name__ in KINDS:
+            return KINDS[cls.__name__]
+    raise ConfigError(
+        f'{split.name}: the check does not know {type(split.dataset).__name__}; it knows '
+        f'{", ".join(KINDS)} and what derives from them')
+
+
+def _draw_samples(split: Split, kind: ModuleType, folder: Path, count: int) -> Iterator[str]:
+    indices = spread(len(split.dataset), count) if count else []
+    if not indices:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # mmengine warns of every box and mask that touches the edge of its image.
+        warnings.simplefilter('ignore')
+        for number, index in enumerate(indices):
+            kind.draw(split, index, folder / f'{split.name}_{number}.png')
+    yield f'  samples: {folder}/{split.name}_*.png'
+
+
+def _remove_samples(folder: Path) -> None:
+    for name in ('train', 'val', 'test'):
+        for path in folder.glob(f'{name}_[0-9]*.png'):
+            path.unlink()

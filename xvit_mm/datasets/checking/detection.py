@@ -1,0 +1,213 @@
+"""Boxes and masks in COCO's format."""
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+
+from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural,
+                     require, spread)
+from .drawing import enlargement, write_panels
+
+_NEEDED = {
+    'images': ('id', 'file_name', 'width', 'height'),
+    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
+    'categories': ('id', 'name'),
+}
+
+
+def check(split: Split) -> Iterator[str]:
+    """Lines about the annotations and the images.
+
+    Raises:
+        ConfigError: the first problem.
+    """
+    ann_file = require(split, split.dataset.ann_file, 'the annotation file')
+    folder = require(split, split.dataset.data_prefix.get('img') or '.', 'the folder of the images')
+    content = _read(split, ann_file)
+    count = len(content['images'])
+    yield (f'  {ann_file}: {plural(count, "image")}, '
+           f'{plural(len(content["annotations"]), "annotation")}')
+    _check_evaluator(split, ann_file)
+    _check_content(split, folder, content)
+    yield f'  {folder}: all of these images'
+    del content  # gigabytes, for COCO, which mmdet is about to read anew
+    load(split)
+    if (used := len(split.dataset)) < count:
+        yield (f'  used: {plural(used, "image")}; {count - used} filtered out by '
+               f'{split.dataset.filter_cfg}')
+    yield from _count(split)
+
+
+def draw(split: Split, index: int, path: Path) -> None:
+    """Draw the boxes, masks and classes of one image."""
+    from mmdet.registry import TRANSFORMS
+    from mmdet.visualization import DetLocalVisualizer
+    from mmengine.dataset import Compose
+    info = split.dataset.get_data_info(index)
+    masks = all('mask' in instance for instance in info['instances'])
+    factor = enlargement(info['height'], info['width'])
+    pipeline = Compose([TRANSFORMS.build(step) for step in (
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
+        dict(type='Resize', scale_factor=factor, keep_ratio=True),
+        dict(type='PackDetInputs', meta_keys=()))])
+    sample = pipeline(info)
+    image = np.ascontiguousarray(sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1])
+    instances = sample['data_samples'].gt_instances
+    instances.bboxes = instances.bboxes.tensor
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = split.dataset.metainfo
+    visualizer.add_datasample(
+        '', image, sample['data_samples'], draw_pred=False, out_file=str(path))
+    caption = f'{Path(info["img_path"]).name}: {plural(len(info["instances"]), "object")}'
+    write_panels(path, [mmcv.imread(path, channel_order='rgb')], [caption])
+
+
+def _read(split: Split, ann_file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(ann_file.read_bytes())
+    except ValueError as error:
+        raise split.problem(
+            f'{ann_file} is not JSON: {error}', 'Download or export it again') from None
+    for name, keys in _NEEDED.items():
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not entries:
+            raise split.problem(
+                f'{ann_file} has no {name}', "COCO's format has lists of images, annotations and "
+                'categories; files of test images have no annotations and cannot be evaluated')
+        for entry in entries:
+            if lacking := [key for key in keys if key not in entry]:
+                raise split.problem(
+                    f'{ann_file}: an entry of {name} has no {lacking[0]}: {str(entry)[:80]} ...',
+                    f'mmdet needs {", ".join(keys)} in each')
+    return content
+
+
+def _check_content(split: Split, folder: Path, content: dict[str, Any]) -> None:
+    """Raise a ConfigError if classes, ids, images and boxes do not fit together."""
+    _check_categories(split, content['categories'])
+    _check_ids(split, content)
+    check_num_classes(split)
+    _check_files(split, folder, content['images'])
+    _check_boxes(split, content['images'], content['annotations'])
+    _check_sizes(split, folder, content['images'])
+    _check_masks(split, content['annotations'])
+
+
+def _check_evaluator(split: Split, ann_file: Path) -> None:
+    metrics = split.cfg.get(f'{split.name}_evaluator') or []
+    for metric in [metrics] if isinstance(metrics, Mapping) else metrics:
+        other = metric.get('ann_file')
+        if other and Path(other).absolute() != ann_file.absolute():
+            raise split.problem(
+                f'{split.name}_evaluator.ann_file is {other!r}, but the data set reads '
+                f"'{ann_file}'", 'Give both the same file; the metric looks images up in it')
+
+
+def _check_categories(split: Split, categories: list[dict[str, Any]]) -> None:
+    names = [category['name'] for category in categories]
+    missing = [name for name in split.classes if name not in names]
+    if missing:
+        raise split.problem(
+            f'the config has {len(split.classes)} classes, of which the annotation file lacks '
+            f'{listed(missing)}; it has {listed(names)}',
+            f'Set metainfo=dict(classes={_as_tuple(names)}) in the data sets and num_classes='
+            f'{len(names)} in the heads')
+    used = [name for name in names if name in split.classes]
+    if used != list(split.classes):
+        raise split.problem(
+            f'the config names the classes in the order {listed(split.classes)}, the annotation '
+            f'file in the order {listed(used)}, which is how mmdet numbers them',
+            f'Set metainfo=dict(classes={_as_tuple(used)})')
+
+
+def _as_tuple(names: list[str]) -> str:
+    shown = ', '.join(map(repr, names[:8]))
+    return f'({shown}, ...)' if len(names) > 8 else f'({shown},)'
+
+
+def _check_ids(split: Split, content: dict[str, Any]) -> None:
+    for key, owner in (('image_id', 'images'), ('category_id', 'categories')):
+        ids = {entry['id'] for entry in content[owner]}
+        if len(ids) < len(content[owner]):
+            raise split.problem(f'two {owner} have the same id', 'Number them anew')
+        lost = [entry for entry in content['annotations'] if entry[key] not in ids]
+        if lost:
+            raise split.problem(
+                f'{len(lost)} annotations have a {key} that none of the {owner} has, the first '
+                f'(id {lost[0]["id"]}) {lost[0][key]!r}; the {owner} have {listed(sorted(ids))}',
+                'Write ids as the lists have them; a shift by one is the usual cause')
+    if len({entry['id'] for entry in content['annotations']}) < len(content['annotations']):
+        raise split.problem('two annotations have the same id', 'Number them anew')
+
+
+def _check_files(split: Split, folder: Path, images: list[dict[str, Any]]) -> None:
+    missing = [entry['file_name'] for entry in images if not (folder / entry['file_name']).exists()]
+    if missing:
+        raise split.problem(
+            f'{len(missing)} of {len(images)} images of the annotation file are not in {folder}, '
+            f'the first is {missing[0]!r}',
+            'Download them, or mend data_prefix: it is put before file_name')
+
+
+def _check_boxes(
+    split: Split, images: list[dict[str, Any]], annotations: list[dict[str, Any]]
+) -> None:
+    """Raise a ConfigError if the boxes do not look like COCO's."""
+    sizes = {entry['id']: (entry['width'], entry['height']) for entry in images}
+    outside, tiny = [], []
+    for entry in annotations:
+        (left, top, width, height), limits = entry['bbox'], sizes[entry['image_id']]
+        if left + width > limits[0] + 1 or top + height > limits[1] + 1:
+            outside.append(entry)
+        if width < 1 or height < 1:
+            tiny.append(entry)
+    for entries, what in ((outside, 'reach beyond their image'), (tiny, 'are below one pixel')):
+        if 10 * len(entries) > len(annotations):
+            raise split.problem(
+                f'{len(entries)} of {len(annotations)} boxes {what}, the first is '
+                f'{entries[0]["bbox"]} (annotation {entries[0]["id"]})',
+                'Write bbox as [left, top, width, height] in pixels')
+
+
+def _check_sizes(split: Split, folder: Path, images: list[dict[str, Any]]) -> None:
+    from PIL import Image
+    for index in spread(len(images), split.max_files):
+        entry = images[index]
+        with Image.open(folder / entry['file_name']) as image:
+            size = image.size
+        if size != (entry['width'], entry['height']):
+            raise split.problem(
+                f'{entry["file_name"]} is {size[0]} x {size[1]}, but the annotation file says '
+                f'{entry["width"]} x {entry["height"]}',
+                'Mend width and height if the boxes fit the image, else take the original images')
+
+
+def _check_masks(split: Split, annotations: list[dict[str, Any]]) -> None:
+    without = [entry['id'] for entry in annotations if not entry.get('segmentation')]
+    if without and 'mask_head' in str(split.cfg.get('model')):
+        raise split.problem(
+            f'the model learns masks, but {len(without)} of {len(annotations)} annotations have no '
+            f'segmentation, the first has the id {without[0]}',
+            'Take a config without masks, for instance a RetinaNet, or annotate them')
+
+
+def _count(split: Split) -> Iterator[str]:
+    """Boxes and masks by class, as mmdet gives them to the model."""
+    counts: Counter[int] = Counter()
+    crowds = masks = 0
+    for index in range(len(split.dataset)):
+        for instance in split.dataset.get_data_info(index)['instances']:
+            counts[instance['bbox_label']] += 1
+            crowds += instance['ignore_flag']
+            masks += 'mask' in instance
+    yield f'  boxes: {counts.total()}, {crowds} of them crowds; {masks} with a mask'
+    yield from count_lines(
+        'boxes by class', {split.classes[i]: str(n) for i, n in counts.most_common()})
+    absent = [name for i, name in enumerate(split.classes) if not counts[i]]
+    if absent:
+        yield from paragraph(f'without a box: {listed(absent, 12)}')
