@@ -86,6 +86,22 @@ def test_customary_layouts_are_recognised(shapes, tmp_path, annotations, images)
     assert Path(built(cfg, 'val_dataloader').get_data_info(0)['img_path']).is_file()
 
 
+def test_categories_keep_the_order_of_the_file(coco):
+    for file in coco.glob('annotations/*.json'):
+        content = json.loads(file.read_text())
+        content['categories'].reverse()
+        file.write_text(json.dumps(content))
+        names = {category['id']: category['name'] for category in content['categories']}
+    cfg = load_config('retinanet_crossformer_s_coco')
+    use_own_data(cfg, coco)
+    train = built(cfg, 'train_dataloader')
+    content = json.loads((coco / 'annotations' / 'instances_train2017.json').read_text())
+    info = train.get_data_info(0)
+    expected = [names[annotation['category_id']] for annotation in content['annotations']
+                if annotation['image_id'] == info['img_id']]
+    assert [train.metainfo['classes'][i['bbox_label']] for i in info['instances']] == expected
+
+
 def test_what_does_not_fit_a_detector_is_named(coco, tmp_path):
     file = coco / 'annotations' / 'instances_train2017.json'
     content = json.loads(file.read_text())

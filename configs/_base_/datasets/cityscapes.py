@@ -1,5 +1,5 @@
 # Cityscapes, 19 classes, at crops of 512 x 1024. The labels are the *_labelTrainIds.png, which the
-# cityscapesScripts package makes of the *_labelIds.png.
+# cityscapesScripts package makes; docs/datasets.md has the command.
 data_root = 'data/cityscapes/'
 num_classes = 19
 

@@ -60,7 +60,8 @@ def read_split(folder: Path, name: str) -> Split:
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
         images, annotations = content['images'], content['annotations']
-        categories = sorted(content['categories'], key=lambda category: category['id'])
+        # In the order of the file: so does mmdet number them.
+        classes = [category['name'] for category in content['categories']]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is not in COCO's format, which has images, annotations and "
                           f'categories ({type(error).__name__}: {error})') from error
@@ -68,8 +69,7 @@ def read_split(folder: Path, name: str) -> Split:
         raise ConfigError(f'{file} has {len(images)} images and {len(annotations)} annotations')
     return Split(
         file, image_folder(folder, file, images[0]['file_name'], name),
-        [category['name'] for category in categories],
-        any(annotation.get('segmentation') for annotation in annotations))
+        classes, any(annotation.get('segmentation') for annotation in annotations))
 
 
 def annotation_file(folder: Path, name: str) -> Path:
