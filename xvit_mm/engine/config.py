@@ -59,7 +59,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 def revert_sync_bn(cfg: Config) -> None:
     """Make every SyncBN of the model a BN: outside distributed training it cannot run."""
-    for node in _dicts(cfg.get('model')):
+    for node in dicts_in(cfg.get('model')):
         if node.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
             node['type'] = 'BN'
 
@@ -191,7 +191,7 @@ def _set_data_root(cfg: Config, folder: Path) -> None:
     if not isinstance(old, str):
         raise ConfigError('--data-root: the config has no data_root that could be replaced')
     new = f'{folder}/'
-    for node in _dicts(cfg._cfg_dict):
+    for node in dicts_in(cfg._cfg_dict):
         for key, value in node.items():
             if isinstance(value, str) and value.startswith(old):
                 node[key] = new + value[len(old):]
@@ -216,10 +216,11 @@ def _expected_paths(dataset: Mapping[str, Any]) -> Iterator[Path]:
             yield root / folder
 
 
-def _dicts(node: Any) -> Iterator[dict]:
+def dicts_in(node: Any) -> Iterator[dict]:
+    """Every dict in nested dicts and lists, the outer ones first."""
     if isinstance(node, dict):
         yield node
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for child in node:
-            yield from _dicts(child)
+            yield from dicts_in(child)

@@ -1,5 +1,7 @@
 # CamVid, street scenes with 11 classes: images/{train,val}/*.png and labels/{train,val}/*.png, whose
 # value 11 means "ignore".
+_base_ = './segmentation.py'
+
 data_root = 'data/camvid/'
 num_classes = 11
 ignore_index = 11
@@ -31,24 +33,17 @@ dataset = dict(
     type='BaseSegDataset', data_root=data_root, metainfo=metainfo, img_suffix='.png',
     seg_map_suffix='.png')
 train_dataloader = dict(
-    batch_size=4,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         **dataset,
         data_prefix=dict(img_path='images/train', seg_map_path='labels/train'),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=1,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         **dataset,
         data_prefix=dict(img_path='images/val', seg_map_path='labels/val'),
-        test_mode=True,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'], ignore_index=ignore_index)
+val_evaluator = dict(ignore_index=ignore_index)
 test_evaluator = val_evaluator

@@ -1,5 +1,7 @@
 # COCO-stuff 164k: 80 things and 91 stuff classes, labels as *_labelTrainIds.png. Whole images, whose
 # short side is 640 to 800 in training, as in Detectron2's semantic FPN.
+_base_ = './segmentation.py'
+
 data_root = 'data/coco_stuff164k/'
 num_classes = 171
 
@@ -22,26 +24,15 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='COCOStuffDataset',
         data_root=data_root,
         data_prefix=dict(img_path='images/train2017', seg_map_path='annotations/train2017'),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='COCOStuffDataset',
         data_root=data_root,
         data_prefix=dict(img_path='images/val2017', seg_map_path='annotations/val2017'),
-        test_mode=True,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator

@@ -1,4 +1,6 @@
 # LIP, Look Into Person: 19 parts of people and the background, at 473 x 473.
+_base_ = './segmentation.py'
+
 data_root = 'data/lip/'
 num_classes = 20
 image_size = (473, 473)
@@ -21,9 +23,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=12,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='LIPDataset',
         data_root=data_root,
@@ -31,16 +30,9 @@ train_dataloader = dict(
             img_path='train_images', seg_map_path='train_segmentations'),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='LIPDataset',
         data_root=data_root,
         data_prefix=dict(img_path='val_images', seg_map_path='val_segmentations'),
-        test_mode=True,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator

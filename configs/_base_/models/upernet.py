@@ -1,26 +1,13 @@
 # UPerNet with an auxiliary FCN on the map of stride 16. A leaf adds the backbone, its channels and the
 # number of classes.
-norm_cfg = dict(type='SyncBN', requires_grad=True)
-cross_entropy = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
+_base_ = './encoder_decoder.py'
+
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size_divisor=32),
     decode_head=dict(
         type='UPerHead',
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
-        channels=512,
-        dropout_ratio=0.1,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=cross_entropy),
+        channels=512),
     auxiliary_head=dict(
         type='FCNHead',
         in_index=2,
@@ -28,8 +15,6 @@ model = dict(
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
-        norm_cfg=norm_cfg,
+        norm_cfg={{_base_.norm_cfg}},
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)))

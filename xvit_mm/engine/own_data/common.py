@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from xvit_mm.engine.config import ConfigError, innermost
+from xvit_mm.engine.config import ConfigError, dicts_in, innermost
 
 # Names of the two splits, the customary ones first.
 SPLITS = {
@@ -42,27 +42,17 @@ def first_folder(folder: Path, candidates: Sequence[str], what: str) -> Path:
     return found
 
 
-def set_num_classes(node: Any, num_classes: int) -> int:
-    """Set every `num_classes` inside a model's config and return how many there were."""
-    if isinstance(node, (list, tuple)):
-        return sum(set_num_classes(child, num_classes) for child in node)
-    if not isinstance(node, dict):
-        return 0
-    count = sum(set_num_classes(child, num_classes) for child in node.values())
-    if isinstance(node.get('num_classes'), int):
-        node['num_classes'] = num_classes
-        count += 1
-    return count
-
-
 def heads_get(cfg: Config, num_classes: int) -> None:
     """Give every head of the model this many classes.
 
     Raises:
         ConfigError: no head says how many it has.
     """
-    if not set_num_classes(cfg.model, num_classes):
+    parts = [part for part in dicts_in(cfg.model) if isinstance(part.get('num_classes'), int)]
+    if not parts:
         raise ConfigError('--own-data: no part of the model has an entry num_classes to set')
+    for part in parts:
+        part['num_classes'] = num_classes
 
 
 def loaders(cfg: Config) -> Iterator[tuple[str, dict]]:

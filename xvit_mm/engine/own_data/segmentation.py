@@ -2,13 +2,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.engine.config import ConfigError, dicts_in
 
 from .common import (IMAGE_SUFFIXES, SPLITS, evaluators, first_folder, heads_get, loaders, metainfo,
                      replace)
@@ -130,19 +129,9 @@ def ignore(cfg: Config, ignore_index: int) -> None:
             head['ignore_index'] = ignore_index
     for metric in evaluators(cfg):
         metric['ignore_index'] = ignore_index
-    pipelines: list[Any] = [dataset['pipeline'] for _, dataset in loaders(cfg)]
-    for transform in transforms([*pipelines, cfg.get('tta_pipeline') or []]):
-        if transform['type'] == 'LoadAnnotations':
+    pipelines = [dataset['pipeline'] for _, dataset in loaders(cfg)]
+    for transform in dicts_in([*pipelines, cfg.get('tta_pipeline')]):
+        if transform.get('type') == 'LoadAnnotations':
             transform.pop('reduce_zero_label', None)
-        elif transform['type'] == 'RandomCrop':
+        elif transform.get('type') == 'RandomCrop':
             transform['ignore_index'] = ignore_index
-
-
-def transforms(node: Any) -> list[dict]:
-    """Every transform in nested pipelines."""
-    if isinstance(node, (list, tuple)):
-        return [transform for child in node for transform in transforms(child)]
-    if not isinstance(node, dict):
-        return []
-    inner = [transform for child in node.values() for transform in transforms(child)]
-    return [node, *inner] if 'type' in node else inner
