@@ -12,3 +12,5 @@ model = dict(
         num_classes=1000,
         in_channels=(192, 384),
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')))
+# Each image several times in a batch, differently augmented.
+train_dataloader = dict(sampler=dict(_delete_=True, type='RepeatAugSampler', shuffle=True))

@@ -2,6 +2,7 @@
 #   python tools/train.py configs/fpn_crossformer_l_ade20k.py --pretrained crossformer-l.pth
 _base_ = './fpn_crossformer_s_ade20k.py'
 
+# The only released dense model whose groups and intervals are larger than the others'.
 model = dict(
-    backbone=dict(arch='l'),
+    backbone=dict(arch='l', group_size=(14, 14, 7, 7), interval=(16, 8, 2, 1)),
     neck=dict(in_channels=[128, 256, 512, 1024]))

@@ -1,5 +1,5 @@
-# Mask R-CNN + CrossViT-S on COCO, 1x. Expected: no published result. The optimizer is ViTDet's,
-# the schedule 1x.
+# Mask R-CNN + CrossViT-S on COCO, 1x. Expected: no published result. Weight decay and layer decay
+# are ViTDet's, the schedule 1x.
 #   python tools/train.py configs/mask_rcnn_crossvit_s_coco.py --pretrained crossvit_small_224.pth
 _base_ = [
     '_base_/models/mask_rcnn.py', '_base_/datasets/coco_instance.py',

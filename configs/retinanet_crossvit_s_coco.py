@@ -1,5 +1,5 @@
 # RetinaNet + CrossViT-S on COCO, 1x. Expected: no published result. Plain vision transformers
-# need smaller rates near the image: the optimizer is ViTDet's, the schedule 1x.
+# need smaller rates near the image: weight decay and layer decay are ViTDet's, the schedule 1x.
 #   python tools/train.py configs/retinanet_crossvit_s_coco.py --pretrained crossvit_small_224.pth
 _base_ = [
     '_base_/models/retinanet.py', '_base_/datasets/coco_detection.py',

@@ -7,5 +7,6 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(type='xvit_mm.CrossFormer', arch='s'),
-    decode_head=dict(in_channels=[96, 192, 384, 768], num_classes={{_base_.num_classes}}))
+    decode_head=dict(in_channels=[96, 192, 384, 768], num_classes={{_base_.num_classes}}),
+    test_cfg=dict(mode='slide', crop_size=(1024, 1024), stride=(768, 768)))
 auto_scale_lr = dict(base_batch_size=8)

@@ -1,5 +1,5 @@
 # All-MLP decoder (SegFormer) + CrossViT-S on ADE20K. Expected: no published result. The recipe is
-# SegFormer's, with smaller rates near the image.
+# SegFormer's, with smaller rates near the image in place of its ten times higher one in the head.
 #   python tools/train.py configs/segformer_crossvit_s_ade20k.py --pretrained crossvit_small_224.pth
 _base_ = [
     '_base_/models/segformer.py', '_base_/datasets/ade20k.py',

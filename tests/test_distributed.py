@@ -1,7 +1,4 @@
 """Training in two processes, as DDP does it: no unused parameters, the same weights everywhere."""
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,15 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 from xvit_mm.registry import MODELS
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
-def train_two_steps(rank: int, port: int, name: str, settings: dict, folder: str) -> None:
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    dist.init_process_group('gloo', rank=rank, world_size=2)
+def train_two_steps(rank: int, name: str, settings: dict, folder: str) -> None:
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     backbone = MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name], **settings)).train()
@@ -43,7 +34,7 @@ def train_two_steps(rank: int, port: int, name: str, settings: dict, folder: str
     dict(out_indices=(1, 2)),
 ], ids=['frozen and checkpointed', 'two outputs'])
 def test_two_processes_train_the_same_weights(name, settings, tmp_path):
-    mp.start_processes(train_two_steps, (free_port(), name, settings, str(tmp_path)), nprocs=2,
+    mp.start_processes(train_two_steps, (name, settings, str(tmp_path)), nprocs=2,
                        start_method='spawn')
     first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[n], second[n]) for n in first)

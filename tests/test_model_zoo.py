@@ -64,18 +64,20 @@ def test_headers_of_configs_state_the_published_results(entries: list[Entry]) ->
 
 def test_measured_results_are_in_their_logs(entries: list[Entry]) -> None:
     keys = {'box AP': ('coco/bbox_mAP', 100), 'mIoU': ('mIoU', 1), 'top-1': ('accuracy/top1', 1)}
-    checked = 0
+    without_log = set()
     for entry in entries:
         for run in entry.results.measured:
             assert run.command
-            if run.log:
+            if not run.log:
+                without_log.add(entry.name)
+            else:
                 records = [json.loads(line) for line in (ROOT / run.log).read_text().splitlines()]
                 for name, value in run.metrics.items():
                     key, factor = keys[name]
                     logged = [record[key] * factor for record in records if key in record]
-                    assert any(abs(value - figure) < 0.06 for figure in logged), entry.name
-                    checked += 1
-    assert checked >= 2
+                    assert value == pytest.approx(logged[-1], abs=0.006), entry.name
+    # Its training takes minutes and belongs to the first run of every user.
+    assert without_log == {'retinanet_crossformer_demo'}
 
 
 def test_names_are_unique_and_such_that_mim_finds_them(entries: list[Entry]) -> None:
@@ -197,14 +199,16 @@ def test_what_the_page_says_of_the_papers_figures_holds(by_name: dict[str, Entry
     for size in 's', 'b':
         once, thrice = (published[f'mask_rcnn_crossformer_{size}{length}_coco'].macs
                         for length in ('', '_3x'))
-        more = [padded_attention(size, group_sizes) for group_sizes in ((14, 14, 7, 7), (7,) * 4)]
+        more = [padded_attention(size, group_sizes, intervals) for group_sizes, intervals in (
+            ((14, 14, 7, 7), (16, 8, 2, 1)), ((7, 7, 7, 7), (8, 4, 2, 1)))]
         assert once - thrice == pytest.approx((more[0] - more[1]) / 1e9, abs=0.15)
 
 
-def padded_attention(size: str, group_sizes: tuple[int, ...]) -> int:
+def padded_attention(
+    size: str, group_sizes: tuple[int, ...], intervals: tuple[int, ...]
+) -> int:
     """MACs of CrossFormer's attention at 800 x 1280 on maps padded to groups and intervals."""
     macs = 0
-    intervals = (8 * group_sizes[0] // 7, 4 * group_sizes[1] // 7, 2, 1)
     for stage, depth in enumerate((2, 2, 6 if size == 's' else 18, 2)):
         channels, group = 96 * 2**stage, group_sizes[stage]
         for block in range(depth):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_models import SMALL
 
 import xvit_mm
 
@@ -27,6 +28,15 @@ def test_bare_names_resolve_once_the_package_is_imported():
     out = python('import xvit_mm\nfrom mmdet.registry import MODELS\n'
                  'print(MODELS.get("CrossFormer") is MODELS.get("xvit_mm.CrossFormer"))')
     assert out.strip().endswith('True')
+
+
+@pytest.mark.parametrize('package', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_scoped_names_build_in_a_fresh_process(package):
+    out = python(f'from {package}.registry import MODELS\n'
+                 f'for name, settings in {SMALL!r}.items():\n'
+                 '    model = MODELS.build(dict(type=f"xvit_mm.{name}", **settings))\n'
+                 '    print(type(model).__name__, len(model.out_channels))')
+    assert out.splitlines()[-len(SMALL):] == [f'{name} 4' for name in SMALL]
 
 
 def test_inner_blocks_are_not_registered():

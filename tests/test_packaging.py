@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict
@@ -55,14 +56,20 @@ def test_extras_and_constraints_agree(declared: Dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope='module')
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as a wheel has it, built from a copy of this checkout."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this checkout, as far as building takes part in it."""
     source = tmp_path_factory.mktemp('source')
     for folder in ('xvit_mm', 'configs', 'tools'):
         shutil.copytree(ROOT / folder, source / folder,
                         ignore=shutil.ignore_patterns('__pycache__', '.mim'))
-    for name in ('setup.py', 'model-index.yml'):
+    for name in ('setup.py', 'model-index.yml', 'MANIFEST.in', 'README.md'):
         shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.fixture(scope='module')
+def built(source: Path) -> Path:
+    """The package as a wheel has it."""
     subprocess.run([sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', 'built'],
                    cwd=source, check=True, capture_output=True)
     assert not (source / 'xvit_mm' / '.mim').exists()
@@ -91,14 +98,23 @@ def test_mim_finds_every_config_of_the_built_package_by_its_index(built: Path) -
     assert (folder / 'tools' / 'train.py').is_file() and (folder / 'tools' / 'test.py').is_file()
 
 
-def test_the_source_archive_holds_what_the_build_needs() -> None:
-    manifest = (ROOT / 'MANIFEST.in').read_text().splitlines()
-    assert {'graft configs', 'graft tools', 'include model-index.yml'} <= set(manifest)
+def test_the_source_archive_holds_what_the_build_needs(source: Path) -> None:
+    subprocess.run([sys.executable, 'setup.py', '-q', 'sdist'], cwd=source, check=True,
+                   capture_output=True)
+    with tarfile.open(next((source / 'dist').iterdir())) as archive:
+        held = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
+    needed = [path for folder in ('xvit_mm', 'configs', 'tools')
+              for path in (source / folder).rglob('*') if path.suffix in ('.py', '.yml', '.txt')]
+    assert {path.relative_to(source) for path in needed} <= held
+    assert {Path('setup.py'), Path('model-index.yml'), Path('README.md')} <= held
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     script = (ROOT / '.ci' / 'run').read_text()
-    assert 'set -euo pipefail' in script and 'python3 tools/selftest.py' in script
+    first_run = re.search(r'## First run\n.*?```\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    command = first_run.group(1).splitlines()[1]
+    assert command == 'python3 tools/selftest.py'
+    assert 'set -euo pipefail' in script and f'exec {command} "$@"' in script
 
 
 def test_arguments_of_selftest_go_to_pytest(commands: SimpleNamespace) -> None:

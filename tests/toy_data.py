@@ -115,6 +115,10 @@ _CITYSCAPES = [
     ('leftImg8bit/train', 'gtFine/train', 'aachen/aachen_{:06d}_000019'),
     ('leftImg8bit/val', 'gtFine/val', 'lindau/lindau_{:06d}_000019'),
 ]
+_LIP = [
+    ('train_images', 'train_segmentations', '{:d}_1'),
+    ('val_images', 'val_segmentations', '{:d}_2'),
+]
 _COCO_STUFF = [
     ('images/train2017', 'annotations/train2017', '{:012d}'),
     ('images/val2017', 'annotations/val2017', '{:012d}'),
@@ -133,6 +137,10 @@ def _write_cityscapes(dataset: BaseDataset) -> None:
 
 def _write_coco_stuff(dataset: BaseDataset) -> None:
     _write_official(dataset, _COCO_STUFF)
+
+
+def _write_lip(dataset: BaseDataset) -> None:
+    _write_official(dataset, _LIP)
 
 
 def _write_official(dataset: BaseDataset, splits: list[tuple[str, str, str]]) -> None:
@@ -219,6 +227,7 @@ KINDS = {
     'ADE20KDataset': _write_ade20k,
     'CityscapesDataset': _write_cityscapes,
     'COCOStuffDataset': _write_coco_stuff,
+    'LIPDataset': _write_lip,
     'BaseSegDataset': _write_segmentation,
     'ImageNet': _write_imagenet,
     'CIFAR10': _write_cifar10,

@@ -37,7 +37,7 @@ class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
       learns at rate ** (n - 1 - i) of its learning rate. Necks and heads keep theirs.
     - `decay_weights_only`: weight decay is for parameters named `weight` that have two dimensions
       or more. Norms, biases, class tokens, position embeddings, temperatures and layer scales are
-      free of it, as in the recipes of DeiT, Swin and MobileViT. The network that computes
+      free of it, as in the recipes of DeiT and Swin. The network that computes
       CrossFormer's position bias is made of ordinary layers and counts as such. Only a `decay_mult`
       in `custom_keys` overrides this.
 

@@ -20,6 +20,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
+# Six scales and no mirroring, as the CrossFormer repository tests.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -27,7 +28,6 @@ tta_pipeline = [
         transforms=[
             [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True)
              for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
-            [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
             [dict(type='LoadAnnotations', reduce_zero_label=True)],
             [dict(type='PackSegInputs')],
         ]),

@@ -1,5 +1,6 @@
-# 12 epochs at batch 16 for plain vision transformers: AdamW with weight decay 0.1 on weight matrices
-# only and learning rates that fall by 0.7 per layer towards the image, as in ViTDet (2203.16527).
+# 12 epochs at batch 16 for plain vision transformers: AdamW at the rate of adamw_1x.py, with weight
+# decay 0.1 on weight matrices only and rates that fall by 0.7 per layer towards the image, as in ViTDet
+# (2203.16527), whose own rate of 1e-4 is for batch 64.
 _base_ = './adamw_1x.py'
 
 optim_wrapper = dict(

@@ -58,9 +58,11 @@ Beyond the rounding of what is printed, parameters agree within 0.5 % and MACs w
 - **CrossFormer in detectors and segmentors**: parameters agree, MACs are 3 to 16 % below the
   paper's. The authors' counter takes every map as their code pads it, to whole groups and
   intervals; here nothing is padded. Their 1x detectors cost 9.9 G more than their 3x detectors of
-  the same model (paper: 301.0 and 291.1 G), which is what groups of 14 x 14 instead of 7 x 7
-  tokens in the first two stages cost; the released configs, and ours, have 7. About 15 G for S and
-  31 G for B remain unexplained. The classifiers, whose maps need no padding, agree.
+  the same model (paper: 301.0 and 291.1 G), which is what groups of 14 x 14 tokens and intervals of
+  16 and 8 cost in the first two stages, instead of 7 x 7 and of 8 and 4; the released configs, and
+  ours, have the latter, all but `fpn_crossformer_l_ade20k`. About 15 G for S and 31 G for B remain
+  unexplained. CrossFormer's classifiers need no padding and agree; those of CrossFormer++ are
+  padded in their first two stages.
 - **CrossFormer++-S**: the paper's RetinaNet row repeats the cost of CrossFormer-S, and its
   classifier's 4.9 G are 4.43 G when the authors' code is counted.
 - **Semantic FPN and UPerNet on ADE20K**: the authors count 1024 x 1024 pixels, the table has
