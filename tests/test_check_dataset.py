@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from toy_data import accept_toy_cifar10, make_toy_data
 
 from xvit_mm.datasets.checking import check_datasets
@@ -21,6 +22,7 @@ MASKS = 'mask_rcnn_crossformer_s_coco'
 ADE, CITYSCAPES = 'fpn_crossformer_s_ade20k', 'fpn_crossformer_s_cityscapes'
 STUFF, CAMVID = 'vtfpn_r50_cocostuff', 'fpn_r18_camvid'
 IMAGENET, CIFAR10 = 'crossformer_s_imagenet', 'xformer_cifar10'
+CIFAR10_CLASSES = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
 
 
 @pytest.fixture(scope='module')
@@ -78,14 +80,14 @@ def test_right_data_are_counted_and_drawn(toys, check, tmp_path, name, kind, fou
     assert f'train: {kind}' in output and found in output
     assert output.endswith('test: as val no problem found')
     drawn = sorted((tmp_path / 'drawn').iterdir())
-    assert [path.name for path in drawn] == ['train_0.png', 'val_0.png']
+    assert [path.name for path in drawn] == ['train_sample_0.png', 'val_sample_0.png']
     assert all(cv2.imread(str(path)).std() > 5 for path in drawn)
 
 
 def test_a_sample_shows_each_class_in_its_colour(toys, tmp_path):
     cfg = load_config(f'{CAMVID}.py', data_root=toys(CAMVID))
     list(check_datasets(cfg, tmp_path, num_samples=1))
-    picture = cv2.imread(str(tmp_path / 'train_0.png'))[..., ::-1].astype(float)
+    picture = cv2.imread(str(tmp_path / 'train_sample_0.png'))[..., ::-1].astype(float)
     label = cv2.imread(str(toys(CAMVID) / 'labels' / 'train' / 'image_0001.png'), -1)
     scale = 800 / min(label.shape)
     height, width = round(label.shape[0] * scale), round(label.shape[1] * scale)
@@ -105,7 +107,7 @@ def test_a_sample_shows_each_class_in_its_colour(toys, tmp_path):
 def test_a_sample_shows_boxes(toys, tmp_path):
     cfg = load_config(f'{BCCD}.py', data_root=toys(BCCD))
     list(check_datasets(cfg, tmp_path, num_samples=1))
-    picture = cv2.imread(str(tmp_path / 'train_0.png'))[28:, :, ::-1].astype(float)
+    picture = cv2.imread(str(tmp_path / 'train_sample_0.png'))[28:, :, ::-1].astype(float)
     content = json.loads((toys(BCCD) / 'annotations' / 'train.json').read_text())
     scale = picture.shape[1] / content['images'][0]['width']
     image = cv2.imread(str(toys(BCCD) / 'train' / content['images'][0]['file_name']))[..., ::-1]
@@ -125,13 +127,54 @@ def test_a_sample_shows_boxes(toys, tmp_path):
                 assert strip.any(0).mean() > 0.9 or strip.any(1).mean() > 0.9
 
 
-def test_samples_of_an_earlier_check_go(toys, tmp_path):
-    (tmp_path / 'train_7.png').write_bytes(b'old')
+def test_samples_of_an_earlier_check_go_and_no_other_file(toys, tmp_path):
+    others = ['train_7.png', 'test_0001.png', 'val_sample_a.png', 'my_train_sample_1.png']
+    for name in ('train_sample_7.png', *others):
+        (tmp_path / name).write_bytes(b'old')
     cfg = load_config(f'{CIFAR10}.py', data_root=toys(CIFAR10))
     cfg.train_dataloader.dataset.data_root = str(tmp_path / 'none')
     with pytest.raises(ConfigError):
         list(check_datasets(cfg, tmp_path))
-    assert not list(tmp_path.glob('*.png'))
+    assert sorted(path.name for path in tmp_path.glob('*.png')) == sorted(others)
+
+
+def test_every_data_set_that_a_loader_joins_is_checked_and_drawn(toys, tmp_path):
+    cfg = load_config(f'{BCCD}.py', data_root=toys(BCCD))
+    train, val = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[
+        dict(type='RepeatDataset', times=2, dataset=train), dict(val, pipeline=train.pipeline)])
+    lines = list(check_datasets(cfg, tmp_path, num_samples=1))
+    assert sum(line.startswith('train: CocoDataset, 3 classes') for line in lines) == 2
+    assert {'train_sample_0.png', 'train_sample_1.png'} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_an_image_that_is_drawn_but_was_not_opened_is_checked_too(toys, check, tmp_path):
+    root = tmp_path / 'data'
+    shutil.copytree(toys(ADE), root)
+    spoil('annotations/training/*2.png')(root)
+    assert check(ADE, root, '--max-files', '1', '--samples', '0')[0] == 0
+    code, _, error = check(ADE, root, '--max-files', '1', '--samples', '2')
+    assert code == 1 and 'error: train: ' in error and '2.png is damaged' in error
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--max-files', '0'], '--max-files 0: give at least 1'),
+    (['--samples', '-1'], '--samples -1: give at least 0'),
+    (['--classes', 'a'], '--classes and --ignore-index go with --own-data'),
+    (['--ignore-index', '3'], '--classes and --ignore-index go with --own-data'),
+])
+def test_arguments_without_a_meaning_are_refused(check, tmp_path, arguments, message):
+    assert check(CAMVID, tmp_path, *arguments)[::2] == (1, f'error: {message}\n')
+
+
+def test_other_files_in_a_class_folder_of_cifar10_are_passed_over(check, tmp_path):
+    for path in (tmp_path / split / name for split in ('train', 'test')
+                 for name in CIFAR10_CLASSES):
+        path.mkdir(parents=True)
+        (path / '.DS_Store').write_bytes(b'no image')
+        Image.new('RGB', (32, 32), (200, 10, 20)).save(path / 'a.PNG')
+    code, output, error = check(CIFAR10, tmp_path, '--samples', '0')
+    assert code == 0 and 'train: CIFAR10, 10 classes' in output and '10 images' in output, error
 
 
 def test_own_data_are_checked(toys, check):
@@ -178,6 +221,15 @@ def spoil(pattern: str) -> Callable[[Path], None]:
     return lambda root: sorted(root.glob(pattern))[0].write_bytes(b'no image')
 
 
+def turn(root: Path) -> None:
+    """Write an image with the orientation of a camera that was held upright."""
+    path = root / 'train2017' / '000000000001.jpg'
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x112] = 6
+        image.save(path, exif=exif)
+
+
 def xyxy(content: dict) -> None:
     for entry in content['annotations']:
         left, top, width, height = entry['bbox']
@@ -187,6 +239,12 @@ def xyxy(content: dict) -> None:
 def other_category(content: dict) -> None:
     content['categories'].append({'id': 99, 'name': 'other'})
     each('annotations', category_id=99)(content)
+
+
+def damaged_class_folder(root: Path) -> None:
+    for name in CIFAR10_CLASSES:
+        (root / 'train' / name).mkdir(parents=True)
+    (root / 'train' / 'cat' / 'a.png').write_bytes(b'no image')
 
 
 def flatten(root: Path) -> None:
@@ -215,11 +273,17 @@ COCO_MISTAKES = [
      r'none of the categories has, the first \(id 1\) 0; .*a shift by one'),
     (rewrite(TRAIN, each('annotations', image_id=77)), 'have a image_id that none of the images'),
     (rewrite(TRAIN, each('annotations', id=1)), 'two annotations have the same id'),
+    (rewrite(TRAIN, lambda content: content['annotations'][3].update(bbox=[])),
+     r'1 of 10 annotations have a bbox that is not four numbers, the first \(id 4\) \[\]. Write'),
+    (rewrite(TRAIN, lambda content: content['images'].append('7.jpg')),
+     'an entry of images has no id: 7.jpg'),
     (rewrite(TRAIN, other_category), 'no image is left after filtering .*filter_empty_gt.*'
      'compare metainfo.classes with the annotations'),
     (rewrite(TRAIN, xyxy), r'10 of 10 boxes reach beyond their image.*\[left, top, width, height'),
     (draw_again('train2017/*1.jpg', lambda image: image[:99, :88]),
      '000000000001.jpg is 88 x 99, but the annotation file says'),
+    (turn, r'000000000001.jpg is (\d+) x (\d+), but the annotation file says \2 x \1\.'),
+    (spoil('train2017/*1.jpg'), '000000000001.jpg is damaged, or no image. Remove or replace'),
 ]
 MASK_MISTAKES = [
     (rewrite(TRAIN, each('annotations', segmentation=[])),
@@ -239,21 +303,27 @@ SEGMENTATION_MISTAKES = [
      'has the label 151; there are 150 classes, 1 to 150. Number the classes from 1'),
     (ADE, lambda root: [draw_again(f'annotations/training/*{i}.png', np.zeros_like)(root)
                         for i in (1, 2)], 'no pixel of the labels has a class'),
+    (ADE, spoil('images/training/*1.jpg'), '1.jpg is damaged, or no image. Remove or replace'),
+    (ADE, spoil('annotations/training/*1.png'), '1.png is damaged, or no image. Remove or replace'),
     (CITYSCAPES, rename('gtFine/*/*/*', 'labelTrainIds', 'labelIds'), '2 of 2 images have no label '
      'map; .*The download has labelIds only; .*CITYSCAPES_DATASET=.* csCreateTrainIdLabelImgs'),
     (STUFF, rename('annotations/*/*', '_labelTrainIds', ''),
-     'The download has ids with gaps; .*mim run mmseg coco_stuff164k'),
+     "The download has ids with gaps; make labelTrainIds in .* with mmseg's coco_stuff164k.py"),
     (CAMVID, draw_again('labels/train/*', lambda label: np.where(label == 0, 12, label)),
      'has the label 12; there are 11 classes, 0 to 10. Number the classes from 0'),
+    # The head of this config ignores label 11, and no other.
+    (CAMVID, draw_again('labels/train/*', lambda label: np.where(label == 0, 255, label)),
+     'has the label 255; there are 11 classes, .* what is to be ignored gets 11, or set ignore_'),
 ]
 CLASSIFICATION_MISTAKES = [
     (IMAGENET, remove('train/n00000007'), 'train has 999 folders for 1000 classes: n00000000'),
     (IMAGENET, flatten, 'val: .*val has no folder for each class but 2 files. Sort the images'),
-    (IMAGENET, spoil('train/*/*.JPEG'), 'n00000000_1.JPEG is no image. Remove or replace'),
+    (IMAGENET, spoil('train/*/*.JPEG'), '_1.JPEG is damaged, or no image. Remove or replace'),
     (CIFAR10, remove('cifar-10-batches-py'), "the folder of the batches '.*' does not exist"),
     (CIFAR10, remove('cifar-10-batches-py/data_batch_3'), 'CIFAR10 cannot read it: RuntimeError'),
     (CIFAR10, lambda root: [(root / 'train' / name).mkdir(parents=True) for name in 'ab'],
      'has no folder for the classes airplane, .*; it has a, b. Name the folders as the classes'),
+    (CIFAR10, damaged_class_folder, 'CIFAR10 cannot read it: .*/a.png is damaged, or no image'),
 ]
 
 
@@ -277,6 +347,8 @@ def test_a_mistake_in_the_data_is_named(toys, check, tmp_path, name, mistake, me
     (ADE, 'train_dataloader.dataset.reduce_zero_label=False', 'means "other" by label 0.*Remove'),
     (CAMVID, 'model.decode_head.ignore_index=255', 'has the label 11; there are 11 classes, 0 to '
      '10. If label 0 means "other", .*; if 11 means "ignore", set ignore_index=11'),
+    (ADE, 'model.decode_head.ignore_index=3', 'has the label 0; there are 150 classes, 1 to 150. '
+     'mmseg makes 255 of it, but the head ignores 3: set ignore_index=255 in head and metric'),
     (COCO, 'train_dataloader.dataset.type=mmpretrain.VOC', 'train: the data set cannot be built'),
 ])
 def test_a_config_that_does_not_fit_the_data_is_named(toys, check, name, option, message):

@@ -13,6 +13,7 @@ TOOLS = Path(__file__).resolve().parent.parent / 'tools'
 PARTS = ('bootstrap', 'bootstrap.stack', 'bootstrap.project_env', 'doctor')
 LIBGL = 'ImportError: libGL.so.1: cannot open shared object file: No such file or directory'
 SYMBOL = 'ImportError: _ext.so: undefined symbol: _ZN3c105ErrorC2ENS'
+CUDART = 'OSError: libcudart.so.13: cannot open shared object file: No such file or directory'
 NMS = 'RuntimeError: operator torchvision::nms does not exist'
 OTHER_PYTHON = '/env/bin/python'
 
@@ -96,6 +97,9 @@ def test_packages_that_fail_for_the_same_reason_point_to_the_first(
     ('mmcv__ext', "ModuleNotFoundError: No module named 'mmcv._ext'", 'without its compiled ops',
      '--no-cache-dir --no-binary onedl-mmcv'),
     ('torchvision', NMS, 'another torch', 'torchvision==0.27.*'),
+    ('torchvision', SYMBOL, 'torchvision belongs to another torch', 'torchvision==0.27.*'),
+    ('torch', SYMBOL, 'torch does not fit', 'pip install "torch==2.12.1" "torchvision==0.27.*"'),
+    ('torch', CUDART, 'torch does not fit', 'pip uninstall -y torch torchvision && '),
     ('mmdet', "ModuleNotFoundError: No module named 'pkg_resources'", 'setuptools 82',
      'setuptools>=80,<82'),
     ('mmdet', "ModuleNotFoundError: No module named 'shapely'", 'does not import',
@@ -118,10 +122,11 @@ def test_the_upstream_family_gets_upstream_commands(tools: SimpleNamespace) -> N
 
 
 def test_in_the_project_environment_one_command_repairs(tools: SimpleNamespace) -> None:
-    python = str(tools.project_env.PYTHON)
-    report = findings(tools, healthy(tools), python, mmcv__ext=SYMBOL, cv2=LIBGL)
-    for module in ('mmcv._ext', 'cv2'):
-        assert report[module].remedy == 'python3 tools/environment.py --repair'
+    for name in ('python', 'python3'):
+        python = str(tools.project_env.PYTHON.with_name(name))
+        report = findings(tools, healthy(tools), python, mmcv__ext=SYMBOL, cv2=LIBGL, torch=CUDART)
+        for module in ('mmcv._ext', 'cv2', 'torch'):
+            assert report[module].remedy == 'python3 tools/environment.py --repair'
 
 
 def test_parts_of_a_missing_package_are_not_reported_again(tools: SimpleNamespace) -> None:

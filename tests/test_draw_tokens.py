@@ -119,6 +119,22 @@ def test_image_and_model_input_have_the_order_of_channels_that_the_config_means(
     assert seen[0][0, :, 0, 0].tolist() == [0, 0, 255]
 
 
+def test_images_go_through_the_pipeline_of_the_test_set(images):
+    cfg = config()
+    resize = dict(type='Resize', scale=(50, 20))
+    joined = [dict(pipeline=[resize, *cfg.test_pipeline])]
+    cfg.test_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=joined))
+    shown, _ = look(build_model(cfg).eval(), cfg, cv2.imread(str(images[0])))
+    assert shown.shape == (20, 50, 3)
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(images, tmp_path):
+    cfg = config()
+    (tmp_path / 'out' / 'wide_vt0.png').mkdir(parents=True)
+    with pytest.raises(OSError, match='wide_vt0.png'):
+        write_token_pictures(cfg, weights(cfg, tmp_path), images, tmp_path / 'out')
+
+
 def test_a_checkpoint_of_torchvision_is_understood(images, tmp_path):
     cfg = config(dict(type='xvit_mm.VTResNet', depth=18, num_tokens=2, token_channels=32))
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / 'resnet18.pth')

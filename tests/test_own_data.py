@@ -70,6 +70,17 @@ def test_a_detector_learns_the_categories_of_the_file(coco, name):
     assert str(cfg.model).count("'num_classes': 5") == str(cfg.model).count("'num_classes'") > 0
 
 
+def test_own_data_take_the_place_of_data_sets_that_are_joined(coco):
+    cfg = load_config('retinanet_crossformer_s_coco')
+    dataset = cfg.train_dataloader.dataset.to_dict()
+    joined = dict(type='ConcatDataset', datasets=[dataset, dict(dataset, pipeline=[])])
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=joined)
+    use_own_data(cfg, coco)
+    assert cfg.train_dataloader.dataset.dataset.pipeline == dataset['pipeline']
+    train = built(cfg, 'train_dataloader')
+    assert len(train) == 2 * 3 and list(train.metainfo['classes']) == CLASSES
+
+
 @pytest.mark.parametrize('annotations, images', [
     ('annotations/{}.json', '{}'), ('{}.json', 'images/{}'), ('{}/_annotations.coco.json', '{}'),
     ('{}.json', 'images')])
@@ -124,9 +135,10 @@ def test_what_does_not_fit_a_detector_is_named(coco, tmp_path):
     with pytest.raises(ConfigError, match='several annotation files for val: .*, .*again.json'):
         use_own_data(cfg, coco)
     (coco / 'annotations' / 'val_again.json').unlink()
-    file.write_text('{"images": []}')
-    with pytest.raises(ConfigError, match="not in COCO's format"):
-        use_own_data(cfg, coco)
+    for text in ('{"images": []}', json.dumps(content | {'images': [{'id': 1}]})):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="not in COCO's format"):
+            use_own_data(cfg, coco)
     file.unlink()
     with pytest.raises(ConfigError, match='no annotation file for val: a .json'):
         use_own_data(cfg, coco)
@@ -168,6 +180,25 @@ def test_the_ignored_label_reaches_loss_metric_and_padding(tmp_path):
     assert cfg.model.data_preprocessor.seg_pad_val == cfg.val_evaluator.ignore_index == 3
 
 
+def test_only_the_ignored_label_in_force_is_allowed(tmp_path):
+    root = label_maps(tmp_path, images='images/{}', labels='labels/{}')
+    Image.new('L', (10, 8), 255).save(root / 'labels/val/1.png')
+    cfg = load_config('segformer_xformer_ade20k')
+    with pytest.raises(ConfigError, match='1.png holds the label 255, but there are 3 classes'):
+        use_own_data(cfg, root, classes=['a', 'b', 'c'], ignore_index=3)
+    use_own_data(cfg, root, classes=['a', 'b', 'c'])
+
+
+def test_a_label_belongs_to_the_image_whose_name_it_continues_least(tmp_path):
+    root = label_maps(tmp_path, images='{}/images', labels='{}/masks', suffix='_mask.png')
+    for path in root.glob('*/*/*'):
+        number = {'0': '1', '1': '10'}[path.name[0]]
+        path.rename(path.with_name(f'img{number}{path.name[1:]}'))
+    cfg = load_config('segformer_xformer_ade20k')
+    use_own_data(cfg, root, classes=['a', 'b', 'c'])
+    assert cfg.train_dataloader.dataset.seg_map_suffix == '_mask.png'
+
+
 def test_what_does_not_fit_a_segmentor_is_named(tmp_path):
     cfg = load_config('segformer_xformer_ade20k')
     with pytest.raises(ConfigError, match='names of the classes are not known: .* --classes'):
@@ -177,6 +208,9 @@ def test_what_does_not_fit_a_segmentor_is_named(tmp_path):
     root = label_maps(tmp_path, images='images/{}', labels='labels/{}')
     Image.new('RGB', (4, 4)).save(root / 'labels/val/1.png')
     with pytest.raises(ConfigError, match='1.png is a colour image'):
+        use_own_data(cfg, root, classes=['a', 'b', 'c'])
+    (root / 'labels/val/1.png').write_bytes(b'no image')
+    with pytest.raises(ConfigError, match='1.png is damaged, or no image; remove or replace'):
         use_own_data(cfg, root, classes=['a', 'b', 'c'])
     (root / 'labels/val/1.png').unlink()
     with pytest.raises(ConfigError, match='1.jpg has no label 1.png'):

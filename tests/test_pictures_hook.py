@@ -149,6 +149,45 @@ def test_the_latest_validation_replaces_earlier_pictures(tmp_path):
     assert validate(*arguments, max_images=3) == [f'val_{i:03d}_{i}.png' for i in range(3)]
 
 
+def test_samples_come_from_all_over_the_set(tmp_path):
+    pytest.importorskip('mmdet')
+    dataset = detection_set(tmp_path, detection_pipeline('resize load', False))
+    names = validate(tmp_path / 'work', detect, dataset, 'DetLocalVisualizer', 'mmdet',
+                     max_images=2)
+    assert names == ['val_000_0.png', 'val_001_2.png']
+
+
+def test_only_the_folder_of_the_hook_itself_loses_files(tmp_path):
+    pytest.importorskip('mmdet')
+    dataset = detection_set(tmp_path, detection_pipeline('resize load', False))
+    own, given = tmp_path / 'work' / 'pictures', tmp_path / 'given'
+    for folder in (own, given):
+        folder.mkdir(parents=True)
+        for name in ('val_009_old.png', '.partial_val_009_old.png', 'val_notes.png'):
+            (folder / name).write_bytes(b'old')
+    for folder in ('pictures', str(given), '../given'):
+        validate(tmp_path / 'work', detect, dataset, 'DetLocalVisualizer', 'mmdet', max_images=1,
+                 folder=folder)
+    assert {path.name for path in own.iterdir()} == {'val_000_0.png', 'val_notes.png'}
+    assert len(list(given.iterdir())) == 4
+
+
+def test_a_picture_that_cannot_be_written_is_reported(capfd, monkeypatch, tmp_path):
+    pytest.importorskip('mmdet')
+    dataset = detection_set(tmp_path, detection_pipeline('resize load', False))
+
+    def read_only(path, panel_width, legend):
+        path.unlink()
+        path.mkdir()
+        write_frame(path, panel_width, legend)
+
+    write_frame = pictures._add_frame
+    monkeypatch.setattr(pictures, '_add_frame', read_only)
+    monkeypatch.setattr(pictures.cv2, 'imread', lambda path: np.zeros((9, 9, 3), np.uint8))
+    assert not validate(tmp_path / 'work', detect, dataset, 'DetLocalVisualizer', 'mmdet')
+    assert 'a picture was not written: [Errno 21]' in capfd.readouterr().out
+
+
 SEGMENTS = np.kron([[0, 1], [2, 1]], np.ones((HEIGHT // 2, WIDTH // 2))).astype(np.uint8)
 
 

@@ -1,19 +1,25 @@
 """The command-line tools as a user calls them: a training, a resume, tests, and mistakes."""
+import io
 import json
 import os
 import pickle
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from xvit_mm.datasets.shapes import make_shapes_dataset
-from xvit_mm.engine.config import ConfigError, load_config, revert_sync_bn
+from xvit_mm.engine import tool as tool_module
+from xvit_mm.engine.config import (ConfigError, check_data, load_config, revert_sync_bn,
+                                   use_tta)
 
 ROOT = Path(__file__).parent.parent
 SMALL = ['model.backbone.arch.embed_dims=32', 'model.backbone.arch.depths="(1,1,1,1)"',
@@ -173,9 +179,34 @@ def test_options_reach_the_config_and_misspelt_ones_are_refused():
     cfg = load_config(name, {'model.backbone.with_cp': True, 'load_from': 'x.pth'})
     assert cfg.model.backbone.with_cp is True and cfg.load_from == 'x.pth'
     for option in ('model.backbon.arch', 'auto_scale_lr.enabel', 'train_cfg.max_epoch.x',
-                   'lod_from'):
+                   'lod_from', 'train_cfg.max_epoch', 'default_hooks.checkpont.interval',
+                   'train_dataloader.dataest.type', 'train_dataloader.dataset.pipeline.99.type',
+                   'metainfo.x.y', 'randomnes.seed'):
         with pytest.raises(ConfigError, match='no entry'):
             load_config(name, {option: 1})
+
+
+@pytest.mark.parametrize('options', [
+    {'randomness.deterministic': True},
+    {'train_dataloader.prefetch_factor': 4, 'val_dataloader.pin_memory': False},
+    {'train_dataloader.collate_fn.type': 'pseudo_collate'},
+    {'model_wrapper_cfg.type': 'MMDistributedDataParallel'},
+    {'optim_wrapper.clip_grad.max_norm': 35},
+    {'default_hooks.ema.type': 'EMAHook', 'default_hooks.ema.momentum': 0.1},
+    {'model.backbone.init_cfg.type': 'Pretrained', 'model.backbone.init_cfg.checkpoint': 'x.pth'},
+])
+def test_options_may_add_what_the_framework_documents(options):
+    cfg = load_config('retinanet_crossformer_s_coco.py', options)
+    for name, value in options.items():
+        for key in name.split('.')[:-1]:
+            cfg = cfg[key]
+        assert cfg[name.rpartition('.')[2]] == value
+        cfg = load_config('retinanet_crossformer_s_coco.py', options)
+
+
+def test_randomness_can_be_set_in_a_config_without_it(tmp_path):
+    (tmp_path / 'bare.py').write_text('model = dict(type="A")\n')
+    assert load_config(tmp_path / 'bare.py', {'randomness.seed': 3}).randomness.seed == 3
 
 
 def test_data_root_moves_every_path_of_the_data(tmp_path):
@@ -186,8 +217,101 @@ def test_data_root_moves_every_path_of_the_data(tmp_path):
     assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/'
 
 
+def test_data_root_moves_whole_folders_in_dicts_and_lists(tmp_path):
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'cfg.py').write_text(
+        "data_root = 'data/coco'\nkept = 'data/coco_x/a.json'\n"
+        "train_dataloader = dict(dataset=dict(data_root=data_root))\n"
+        "val_evaluator = [dict(files=['data/coco/a.json', 'data/coco/b.json'])]\n")
+    cfg = load_config(tmp_path / 'cfg.py', data_root=tmp_path / 'new')
+    assert cfg.kept == 'data/coco_x/a.json'
+    assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/new/'
+    assert cfg.val_evaluator[0]['files'] == [f'{tmp_path}/new/a.json', f'{tmp_path}/new/b.json']
+
+
+@pytest.mark.parametrize('root, message', [
+    ('', "no data_root that could be replaced, but ''"),
+    ('/other/', "data_root, '/other/', but the data_root of its data sets is 'data/coco/'"),
+])
+def test_a_data_root_that_the_data_sets_do_not_have_is_refused(tmp_path, root, message):
+    base = ROOT / 'configs' / 'retinanet_crossformer_s_coco.py'
+    (tmp_path / 'child.py').write_text(f"_base_ = '{base}'\ndata_root = '{root}'\n")
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / 'child.py', data_root=tmp_path)
+
+
+def joined_config(tmp_path: Path) -> Config:
+    """The test set consists of two; the folder of the second is missing."""
+    (tmp_path / 'a').mkdir()
+    sets = [dict(data_root=str(tmp_path / name), pipeline=[]) for name in 'ab']
+    loader = dict(dataset=dict(type='ConcatDataset', datasets=sets))
+    return Config(dict(test_dataloader=loader, tta_model=dict(type='TTA'), model=dict(),
+                       tta_pipeline=[dict(type='TestTimeAug')]))
+
+
+def test_every_data_set_that_a_loader_joins_is_looked_for_and_augmented(tmp_path):
+    cfg = joined_config(tmp_path)
+    with pytest.raises(ConfigError, match="test_dataloader: '.*/b' does not exist"):
+        check_data(cfg, 'test_dataloader')
+    use_tta(cfg)
+    for dataset in cfg.test_dataloader.dataset.datasets:
+        assert dataset.pipeline == cfg.tta_pipeline
+
+
+def built_by(tool: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Config:
+    """The config from which a tool would build its runner."""
+    build = Mock()
+    monkeypatch.setattr(tool_module, 'build_runner', build)
+    monkeypatch.setattr('signal.signal', lambda *args: None)
+    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+    runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
+    return build.call_args.args[0]
+
+
+def test_the_config_of_a_resumed_training_can_be_tested(monkeypatch, data, tmp_path):
+    cfg = built_by('test', monkeypatch, 'retinanet_crossformer_demo.py', 'x.pth', '--data-root',
+                   str(data), '--work-dir', str(tmp_path), '--cfg-options', 'resume=True')
+    assert cfg.resume is False and cfg.load_from == 'x.pth'
+
+
+def test_resume_without_a_checkpoint_says_so_and_keeps_load_from(
+    monkeypatch, capsys, data, tmp_path
+):
+    arguments = ('retinanet_crossformer_demo.py', '--data-root', str(data), '--work-dir',
+                 str(tmp_path), '--cfg-options', 'load_from=x.pth', 'resume=True', '--resume')
+    cfg = built_by('train', monkeypatch, *arguments)
+    assert cfg.resume is False and cfg.load_from == 'x.pth'
+    assert capsys.readouterr().out == (
+        f'{tmp_path} has no checkpoint to resume from: the training starts from the beginning\n')
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    cfg = built_by('train', monkeypatch, *arguments)
+    assert cfg.resume is True and cfg.load_from is None and not capsys.readouterr().out
+
+
+def failing(error: BaseException) -> None:
+    print('so far', end='')
+    raise error
+
+
+def test_the_error_of_every_process_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr('signal.signal', lambda *args: None)
+    monkeypatch.setattr(tool_module, 'get_rank', lambda: 2)
+    with pytest.raises(SystemExit, match='1'):
+        tool_module.run_tool(lambda: failing(ConfigError('no such file')))
+    assert capsys.readouterr().err == 'rank 2: error: no such file\n'
+
+
+def test_an_interruption_loses_no_output(monkeypatch):
+    monkeypatch.setattr('signal.signal', lambda *args: None)
+    file = io.BytesIO()
+    written = []
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(file))
+    monkeypatch.setattr(os, '_exit', lambda code: written.append((code, file.getvalue())))
+    tool_module.run_tool(lambda: failing(KeyboardInterrupt()))
+    assert written == [(130, b'so far')]
+
+
 def test_sync_bn_is_reverted_wherever_it_stands():
-    from mmengine.config import Config
     cfg = Config(dict(model=dict(norm_cfg=dict(type='SyncBN'), heads=[
         dict(norm_cfg=dict(type='SyncBN', requires_grad=True))])))
     revert_sync_bn(cfg)

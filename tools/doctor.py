@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 def in_project(facts: stack.Facts) -> bool:
     """Whether this is the project's own environment, which one command repairs."""
-    return os.path.abspath(facts.python) == str(VENV_PYTHON)
+    return os.path.dirname(os.path.abspath(facts.python)) == str(VENV_PYTHON.parent)
 
 
 def family_of(facts: stack.Facts) -> str:
@@ -53,6 +53,12 @@ def mmcv_command(facts: stack.Facts) -> str:
     cuda = 'FORCE_CUDA=1 ' if facts.detail('torch', 'gpu') else ''
     return ('{}CFLAGS=-g0 MMCV_WITH_OPS=1 {{pip}} install --force-reinstall --no-deps '
             '--no-build-isolation --no-cache-dir --no-binary {} "{}"').format(cuda, name, wanted)
+
+
+def torch_requirement(facts: stack.Facts) -> str:
+    """The torch that is installed, without its flavour, which the index chooses."""
+    version = facts.distributions.get('torch', '').partition('+')[0]
+    return '"torch=={}"'.format(version) if version else 'torch'
 
 
 def torchvision_requirement(facts: stack.Facts) -> str:
@@ -73,6 +79,7 @@ def remedy_for(template: str, facts: stack.Facts) -> str:
     template = template.replace('{mmcv}', mmcv_command(facts))
     return template.format(pip=facts.python + ' -m pip',
                            opencv=facts.distributions.get('opencv-python', '*'),
+                           torch=torch_requirement(facts),
                            torchvision=torchvision_requirement(facts))
 
 
@@ -162,7 +169,7 @@ def judge_error(module: str, error: str, facts: stack.Facts, level: str) -> Find
     if cause:
         return Finding('broken', module, 'needs {}, see there'.format(cause))
     install = install_template(missing.split('.')[0] or module, facts)
-    meaning, remedy = stack.explain(error) or ('does not import', install)
+    meaning, remedy = stack.explain(module, error) or ('does not import', install)
     text = '{} ({})'.format(meaning, ' '.join(error.split())[:300])
     return Finding('broken', module, text, remedy_for(remedy, facts))
 

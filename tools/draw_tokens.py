@@ -4,27 +4,17 @@
 
 For models with the backbone xvit_mm.VTResNet or the neck xvit_mm.VTFPN.
 """
-import argparse
-
-from mmengine.config import DictAction
-
 from xvit_mm.engine.config import ConfigError, load_config
 from xvit_mm.engine.token_pictures import write_token_pictures
-from xvit_mm.engine.tool import run_tool
+from xvit_mm.engine.tool import config_arguments, run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description='Draw where each visual token looks.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('config', help='path of a config, or the name of one that ships')
+    parser = config_arguments('Draw where each visual token looks.')
     parser.add_argument('checkpoint', help='of a training, or an official one as released')
     parser.add_argument('images', nargs='+', metavar='IMAGE')
     parser.add_argument('--out-dir', metavar='FOLDER', required=True)
     parser.add_argument('--columns', type=int, default=4, help='tokens in a row of a picture')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
-        help='entries of the config to set, as model.backbone.depth=34')
     arguments = parser.parse_args()
     if arguments.columns < 1:
         raise ConfigError(f'--columns {arguments.columns}: give at least 1')

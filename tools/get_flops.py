@@ -2,27 +2,21 @@
 
     python tools/get_flops.py configs/retinanet_crossformer_s_coco.py --shape 800 1280
 """
-import argparse
-
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from xvit_mm.complexity import Cost, measure_cost
 from xvit_mm.engine.config import ConfigError, load_config
-from xvit_mm.engine.tool import build_model, run_tool
+from xvit_mm.engine.tool import build_model, config_arguments, run_tool
 
 # The sizes that papers quote for detection, segmentation and classification.
 USUAL_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Parameters and multiply-adds of a model.')
-    parser.add_argument('config', help='path of a config, or the name of one that ships')
+    parser = config_arguments('Parameters and multiply-adds of a model.')
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar='PIXELS',
         help='height and width, or one side; by default the usual size of the task')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
-        help='entries of the config to set, as model.backbone.arch=t')
     arguments = parser.parse_args()
 
     cfg = load_config(arguments.config, arguments.cfg_options)

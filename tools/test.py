@@ -11,13 +11,15 @@ def main() -> None:
     parser.add_argument('checkpoint', help='of this package, or an official one as released')
     parser.add_argument('--out', metavar='FILE.pkl', help='write all predictions there')
     parser.add_argument('--show-dir', metavar='FOLDER',
-                        help='draw every prediction beside its ground truth there')
+                        help='draw every prediction beside its ground truth there; of several '
+                        'processes, only the first draws its share')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     arguments = parser.parse_args()
 
     cfg = config_of(arguments)
     check_data(cfg, 'test_dataloader')
-    cfg.load_from = arguments.checkpoint
+    # The config of a resumed training says resume, which would ask for the training data.
+    cfg.load_from, cfg.resume = arguments.checkpoint, False
     if arguments.tta:
         use_tta(cfg)
     if arguments.out:

@@ -37,14 +37,18 @@ FAMILIES = {
 }
 UPSTREAM_ONLY = ('mmcv-full', 'mmcv-lite', 'mmengine-lite')
 
-# Part of an import error -> what it means, and a command ({pip}, {mmcv}, ... are filled in).
+# Part of `module: error` -> what it means, and a command ({pip}, {mmcv}, ... are filled in).
 FAILURES = (
     (r'lib(GL|gthread|glib)[\w.-]*: cannot open',
      'opencv-python needs system libraries (libGL.so.1) that are not installed',
      'sudo apt-get install -y libgl1 libglib2.0-0\n'
      'or, without root: {pip} install --force-reinstall --no-deps '
      'opencv-python-headless=={opencv}'),
-    (r'torchvision::nms does not exist|partially initialized module .torchvision',
+    (r'^torch: .*(undefined symbol|\.so[.\d]*: cannot open)',
+     'torch does not fit the CUDA libraries that are installed with it, or they are incomplete',
+     '{pip} uninstall -y torch torchvision && {pip} install {torch} {torchvision}'),
+    (r'torchvision::nms does not exist|partially initialized module .torchvision'
+     r'|^torchvision: .*(undefined symbol|libc10|libtorch|libcudart)',
      'torchvision belongs to another torch, in version or in flavour (CPU or CUDA)',
      '{pip} install --force-reinstall --no-deps {torchvision}'),
     (r'undefined symbol|libc10|libtorch|libcudart',
@@ -65,10 +69,10 @@ FAILURES = (
 )
 
 
-def explain(error: str) -> Optional[Tuple[str, str]]:
+def explain(module: str, error: str) -> Optional[Tuple[str, str]]:
     """Meaning and remedy template of a known import failure, None if it is not known."""
     for pattern, meaning, remedy in FAILURES:
-        if re.search(pattern, error):
+        if re.search(pattern, '{}: {}'.format(module, error), re.DOTALL):
             return meaning, remedy
     return None
 

@@ -1,6 +1,7 @@
 """From a config file and command-line options to a config ready to run, or to a clear error."""
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ _RUNNER_ENTRIES = {
     'find_unused_parameters', 'launcher', 'load_from', 'log_level', 'log_processor',
     'model_wrapper_cfg', 'param_scheduler', 'randomness', 'resume', 'sync_bn', 'test_cfg',
     'train_cfg', 'val_cfg', 'visualizer', 'work_dir'
+}
+# Entries without a type whose keys are the arguments of one function, which refuses wrong ones.
+_ARGUMENTS = {
+    'optim_wrapper', 'randomness', 'test_dataloader', 'train_dataloader', 'val_dataloader'
 }
 
 
@@ -30,7 +35,8 @@ def load_config(
     Args:
         path: the file; without a folder and not found here, a config that ships with the package.
         options: dotted names and values, as `--cfg-options` gives them. Names that lead nowhere
-            are refused, because mmengine would silently add them.
+            are refused, because mmengine would silently add them. A new entry is taken where what
+            is built from the config would refuse a wrong one.
         data_root: folder of the data set, in place of the config's `data_root`.
 
     Raises:
@@ -38,7 +44,7 @@ def load_config(
     """
     cfg = _read(Path(path))
     for name in options or {}:
-        _check_option(cfg, name)
+        _check_option(cfg, name, options)
     cfg.merge_from_dict(dict(options or {}))
     if data_root is not None:
         _set_data_root(cfg, Path(data_root))
@@ -48,13 +54,13 @@ def load_config(
 def check_data(cfg: Config, *loaders: str) -> None:
     """Raise a ConfigError that names the first folder or file of these loaders that is missing."""
     for loader in loaders:
-        dataset = innermost((cfg.get(loader) or {}).get('dataset') or {})
-        for expected in _expected_paths(dataset):
-            if '://' not in str(expected) and not expected.exists():
-                raise ConfigError(
-                    f'{loader}: {str(expected)!r} does not exist. Name the folder of the data set '
-                    f'with --data-root FOLDER (now {dataset.get("data_root")!r}), or put or link '
-                    'the data there; docs/datasets.md shows the layout')
+        for dataset in datasets_in(cfg.get(loader)):
+            for expected in _expected_paths(dataset):
+                if '://' not in str(expected) and not expected.exists():
+                    raise ConfigError(
+                        f'{loader}: {str(expected)!r} does not exist. Name the folder of the data '
+                        f'set with --data-root FOLDER (now {dataset.get("data_root")!r}), or put '
+                        'or link the data there; docs/datasets.md shows the layout')
 
 
 def revert_sync_bn(cfg: Config) -> None:
@@ -104,6 +110,20 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
 
 
+def use_resume(cfg: Config, checkpoint: str | None = None) -> None:
+    """Go on with a training from a checkpoint, or from the latest in the work directory.
+
+    Without any there, the training starts as the config says, which a line tells.
+    """
+    if checkpoint is None and not Path(cfg.work_dir, 'last_checkpoint').is_file():
+        print(f'{cfg.work_dir} has no checkpoint to resume from: the training starts from the '
+              'beginning')
+        cfg.resume = False
+        return
+    # mmengine looks for the latest checkpoint itself.
+    cfg.resume, cfg.load_from = True, checkpoint
+
+
 def use_tta(cfg: Config) -> None:
     """Test with the config's test-time augmentation.
 
@@ -112,8 +132,8 @@ def use_tta(cfg: Config) -> None:
     """
     if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
         raise ConfigError('--tta: the config has no tta_model and tta_pipeline')
-    dataset = innermost(cfg.test_dataloader.dataset)
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in datasets_in(cfg.test_dataloader):
+        dataset.pipeline = cfg.tta_pipeline
     cfg.tta_model.module = cfg.model
     cfg.model = cfg.tta_model
 
@@ -155,19 +175,34 @@ def _read(path: Path) -> Config:
         raise ConfigError(f'{path} is not a valid config: {kind}: {error}') from error
 
 
-def _check_option(cfg: Config, name: str) -> None:
+def _check_option(cfg: Config, name: str, options: Mapping[str, Any]) -> None:
     node: Any = cfg
-    *parents, leaf = name.split('.')
-    for i, key in enumerate(parents):
+    keys = name.split('.')
+    for i, key in enumerate(keys):
         known = _entries(node)
-        if key not in known:
-            raise ConfigError(_no_entry(name, '.'.join(parents[:i]), key, known))
-        node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
-    known = _entries(node)
+        if key in known:
+            node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
+            continue
+        where = '.'.join(keys[:i])
+        is_leaf = i == len(keys) - 1
+        if not _may_add(node, where, key, options, is_leaf=is_leaf):
+            raise ConfigError(_no_entry(name, where, key, known))
+        return
+
+
+def _may_add(
+    node: Any, where: str, key: str, options: Mapping[str, Any], *, is_leaf: bool
+) -> bool:
+    """Whether a node of a config, with this dotted name, may get an entry that it lacks."""
+    if not where:
+        return key in _RUNNER_ENTRIES
+    if where == 'default_hooks':
+        return f'{where}.{key}.type' in options
     # What has a type may take any argument of that type, which is checked when it is built.
-    open_ended = isinstance(node, Mapping) and 'type' in node and bool(parents)
-    if leaf not in known and not open_ended and not (not parents and leaf in _RUNNER_ENTRIES):
-        raise ConfigError(_no_entry(name, '.'.join(parents), leaf, known))
+    if not isinstance(node, Mapping) or 'type' not in node and where not in _ARGUMENTS:
+        return False
+    # A slip in a path is far more likely than a new branch that is called nearly like another.
+    return not get_close_matches(key, node, cutoff=0.9 if is_leaf else 0.8)
 
 
 def _entries(node: Any) -> list[str]:
@@ -188,20 +223,51 @@ def _set_data_root(cfg: Config, folder: Path) -> None:
     if not folder.is_dir():
         raise ConfigError(f'--data-root {str(folder)!r} is not a folder')
     old = cfg.get('data_root')
-    if not isinstance(old, str):
-        raise ConfigError('--data-root: the config has no data_root that could be replaced')
-    new = f'{folder}/'
-    for node in dicts_in(cfg._cfg_dict):
-        for key, value in node.items():
-            if isinstance(value, str) and value.startswith(old):
-                node[key] = new + value[len(old):]
+    # Every path would lie below an empty one.
+    if not isinstance(old, str) or not old.strip('/'):
+        raise ConfigError(
+            f'--data-root: the config has no data_root that could be replaced, but {old!r}')
+    datasets = [dataset for split in ('train', 'val', 'test')
+                for dataset in datasets_in(cfg.get(f'{split}_dataloader'))]
+    paths = [path for dataset in datasets for path in _expected_paths(dataset)]
+    if not any(path.is_relative_to(old) for path in paths):
+        roots = ', '.join(sorted({repr(dataset.get('data_root')) for dataset in datasets}))
+        raise ConfigError(
+            f"--data-root replaces the config's data_root, {old!r}, but the data_root of its data "
+            f'sets is {roots or "missing"}; set that with --cfg-options '
+            'train_dataloader.dataset.data_root=FOLDER, and so on')
+    _change_strings(cfg._cfg_dict, partial(_moved, old=old.rstrip('/'), new=folder))
 
 
-def innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The data set inside wrappers such as RepeatDataset."""
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
+def _moved(path: str, *, old: str, new: Path) -> str:
+    """A path below one folder as the same path below another; any other string as it is."""
+    if path != old and not path.startswith(f'{old}/'):
+        return path
+    return f'{new}/{path[len(old):].lstrip("/")}'
+
+
+def _change_strings(node: Any, change: Callable[[str], str]) -> Any:
+    """Nested dicts and lists with every string changed, the dicts in place."""
+    if isinstance(node, str):
+        return change(node)
+    if isinstance(node, (list, tuple)):
+        return type(node)(_change_strings(child, change) for child in node)
+    if isinstance(node, dict):
+        for key, child in node.items():
+            node[key] = _change_strings(child, change)
+    return node
+
+
+def datasets_in(loader: Mapping[str, Any] | None) -> Iterator[dict]:
+    """Every data set of a loader, inside wrappers such as RepeatDataset and ConcatDataset."""
+    for dataset in _wrapped(loader or {}):
+        yield from datasets_in(dataset) if _wrapped(dataset) else (dataset,)
+
+
+def _wrapped(node: Mapping[str, Any]) -> list[dict]:
+    inner = node.get('datasets') or node.get('dataset') or ()
+    return [child for child in ([inner] if isinstance(inner, dict) else inner)
+            if isinstance(child, dict)]
 
 
 def _expected_paths(dataset: Mapping[str, Any]) -> Iterator[Path]:

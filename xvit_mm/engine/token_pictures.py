@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from xvit_mm.checkpoints import CheckpointError, find_state_dict, load_official, read_checkpoint
 from xvit_mm.visualization import draw_tokens
 
-from .config import ConfigError
+from .config import ConfigError, datasets_in
 from .tool import build_model
 
 Attentions = dict[str, Tensor]
@@ -58,7 +59,8 @@ def write_token_pictures(
         for place, attention in attentions.items():
             written.append(Path(folder) / f'{path.stem}_{place}.png')
             drawn = draw_tokens(shown, attention, columns=columns)
-            cv2.imwrite(str(written[-1]), drawn[..., ::-1])
+            # Unlike cv2.imwrite, it raises an error where it cannot write.
+            mmcv.imwrite(drawn[..., ::-1], written[-1])
     return written
 
 
@@ -129,8 +131,8 @@ def _read_image(path: Path) -> np.ndarray:
 
 def _packed(cfg: Config, picture: np.ndarray) -> tuple[dict[str, Any], bool]:
     """An image after the test pipeline, and whether its channels are RGB."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    pipeline = cfg.get('test_pipeline') or dataset.get('pipeline')
+    dataset = next(datasets_in(cfg.get('test_dataloader')), {})
+    pipeline = dataset.get('pipeline') or cfg.get('test_pipeline')
     if not pipeline:
         raise ConfigError(f'{cfg.filename} has no test_pipeline to prepare images with')
     loads_files = any(step['type'].endswith('LoadImageFromFile') for step in pipeline)

@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import get_rank
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
@@ -20,6 +21,7 @@ from xvit_mm.checkpoints import CheckpointError
 
 from .config import ConfigError, load_config, revert_sync_bn
 from .hooks import close_progress_bar
+from .own_data import use_own_data
 
 # What a wrong file or option raises; anything else is a defect and keeps its traceback.
 EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionError,
@@ -27,21 +29,56 @@ EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionEr
 INTERRUPTED = 130
 
 
-def common_arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that training and testing share."""
+def config_arguments(description: str) -> argparse.ArgumentParser:
+    """A parser for a config and what to change in it."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', help='path of a config, or the name of one that ships')
-    parser.add_argument('--work-dir', help='folder for logs, checkpoints and pictures')
-    parser.add_argument('--data-root', help="folder of the data set, instead of the config's")
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
         help='entries of the config to set, as model.backbone.arch=t')
+    return parser
+
+
+def common_arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that training and testing share."""
+    parser = config_arguments(description)
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and pictures')
+    add_data_root(parser)
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
         help='how several processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
+
+
+def add_data_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--data-root', help="folder of the data set, instead of the config's")
+
+
+def add_own_data(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `apply_own_data` reads."""
+    parser.add_argument(
+        '--own-data', metavar='FOLDER',
+        help="another data set than the config's: COCO's format, images and labels, or a folder "
+        'for each class; sets classes and heads')
+    parser.add_argument('--classes', nargs='+', metavar='NAME',
+                        help='with --own-data for segmentation: names, if there is no classes.txt')
+    parser.add_argument('--ignore-index', type=int, metavar='LABEL',
+                        help='with --own-data for segmentation: the label of unlabelled pixels')
+
+
+def apply_own_data(cfg: Config, arguments: argparse.Namespace) -> None:
+    """Put the user's data into a config, if the arguments name any.
+
+    Raises:
+        ConfigError: as `use_own_data`, or only what goes with --own-data is given.
+    """
+    if arguments.own_data:
+        use_own_data(cfg, arguments.own_data, classes=arguments.classes,
+                     ignore_index=arguments.ignore_index)
+    elif arguments.classes or arguments.ignore_index is not None:
+        raise ConfigError('--classes and --ignore-index go with --own-data')
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
@@ -104,13 +141,16 @@ def run_tool(main: Callable[[], Any], *, resumable: bool = False) -> None:
         advice = '; the same command with --resume goes on from the last checkpoint'
         sys.stderr.write(f'\ninterrupted{advice if resumable else ""}\n')
         sys.stderr.flush()
+        with suppress(OSError):  # from a pipe that is closed
+            sys.stdout.flush()
         # Not sys.exit: the signal has killed the data loader's workers as well, and torch would
         # report that as an error of its own.
         os._exit(INTERRUPTED)
     except EXPECTED_ERRORS as error:
         close_progress_bar()
-        if is_main_process():
-            sys.stderr.write(f'error: {error}\n')
+        # Any of several processes may be the only one that fails.
+        rank = get_rank()
+        sys.stderr.write(f'{f"rank {rank}: " if rank else ""}error: {error}\n')
         sys.exit(1)
 
 

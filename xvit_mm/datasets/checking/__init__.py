@@ -1,5 +1,7 @@
 """Is the data of a config where the config expects it, and is it what the config takes it for?"""
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +24,7 @@ KINDS: dict[str, ModuleType] = {
     'CustomDataset': classification,
     'CIFAR10': classification,
 }
+_SAMPLE = re.compile(r'(train|val|test)_sample_[0-9]+\.png')
 
 
 def check_datasets(
@@ -38,8 +41,9 @@ def check_datasets(
 
     Args:
         cfg: the config.
-        folder: where samples are drawn with their labels, `{split}_{number}.png`; earlier ones go.
-        num_samples: how many of each split.
+        folder: where samples are drawn with their labels, `{split}_sample_{number}.png`; earlier
+            ones go.
+        num_samples: how many of each data set.
         max_files: how many images or label maps of each split are opened.
 
     Raises:
@@ -48,6 +52,7 @@ def check_datasets(
     folder = Path(folder)
     _remove_samples(folder)
     checked: dict[str, str] = {}
+    drawn: Counter[str] = Counter()
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         for name, settings in datasets_of(cfg):
             same = checked.setdefault(repr(settings), name)
@@ -60,7 +65,9 @@ def check_datasets(
             yield (f'{name}: {type(split.dataset).__name__}, {len(split.classes)} classes, '
                    f'in {where}')
             yield from kind.check(split)
-            yield from _draw_samples(split, kind, folder, num_samples)
+            indices = spread(len(split.dataset), num_samples)
+            yield from _draw_samples(split, kind, indices, folder, first=drawn[name])
+            drawn[name] += len(indices)
     if not checked:
         raise ConfigError(f'{cfg.filename} has no data set to check')
 
@@ -85,20 +92,21 @@ def _kind(split: Split) -> ModuleType:
         f'{", ".join(KINDS)} and what derives from them')
 
 
-def _draw_samples(split: Split, kind: ModuleType, folder: Path, count: int) -> Iterator[str]:
-    indices = spread(len(split.dataset), count) if count else []
+def _draw_samples(
+    split: Split, kind: ModuleType, indices: list[int], folder: Path, *, first: int
+) -> Iterator[str]:
     if not indices:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # mmengine warns of every box and mask that touches the edge of its image.
         warnings.simplefilter('ignore')
-        for number, index in enumerate(indices):
-            kind.draw(split, index, folder / f'{split.name}_{number}.png')
-    yield f'  samples: {folder}/{split.name}_*.png'
+        for number, index in enumerate(indices, first):
+            kind.draw(split, index, folder / f'{split.name}_sample_{number}.png')
+    yield f'  samples: {folder}/{split.name}_sample_*.png'
 
 
 def _remove_samples(folder: Path) -> None:
-    for name in ('train', 'val', 'test'):
-        for path in folder.glob(f'{name}_[0-9]*.png'):
+    for path in folder.glob('*_sample_*.png'):
+        if _SAMPLE.fullmatch(path.name):
             path.unlink()

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import mmcv
 import numpy as np
 
-from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural,
+from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural, read,
                      require, spread)
 from .drawing import enlarged, write_panels
 
@@ -41,7 +39,7 @@ def check(split: Split) -> Iterator[str]:
 def draw(split: Split, index: int, path: Path) -> None:
     """Draw an image under the name of its class."""
     info = split.dataset.get_data_info(index)
-    image = enlarged(_image(info))
+    image = enlarged(_image(split, info))
     label = info['gt_label']
     write_panels(path, [image], [f'{label}: {split.classes[label]}'])
 
@@ -96,20 +94,14 @@ def _check_labels(split: Split, labels: list[int]) -> None:
 
 def _check_files(split: Split) -> None:
     for index in spread(len(split.dataset), split.max_files):
-        info = split.dataset.get_data_info(index)
-        try:
-            image = _image(info)
-        except (OSError, cv2.error):  # from a file that is no image
-            image = None
-        if image is None:
-            raise split.problem(f'{info["img_path"]} is no image', 'Remove or replace the file')
+        _image(split, split.dataset.get_data_info(index))
 
 
-def _image(info: dict[str, Any]) -> np.ndarray | None:
+def _image(split: Split, info: dict[str, Any]) -> np.ndarray:
     """`[H, W, 3]` uint8, RGB."""
     if 'img' in info:
         return np.ascontiguousarray(info['img'])
-    return mmcv.imread(info['img_path'], channel_order='rgb')
+    return read(split, info['img_path'], channel_order='rgb')
 
 
 def _count(split: Split, labels: list[int]) -> Iterator[str]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.datasets.images import read_image
+from xvit_mm.engine.config import ConfigError, datasets_in
 
 LAYOUTS = 'docs/datasets.md shows the layout of each data set'
 
@@ -46,15 +48,8 @@ class Split:
 def datasets_of(cfg: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     """Split and settings of every data set of a config, out of its wrappers, without pipeline."""
     for name in ('train', 'val', 'test'):
-        pending = [(cfg.get(f'{name}_dataloader') or {}).get('dataset')]
-        while pending:
-            settings = pending.pop(0)
-            if settings is None:
-                continue
-            inner = settings.get('datasets') or [settings.get('dataset')]
-            if inner[0] is None:
-                yield name, {key: value for key, value in settings.items() if key != 'pipeline'}
-            pending = [*(inner if inner[0] is not None else ()), *pending]
+        for settings in datasets_in(cfg.get(f'{name}_dataloader')):
+            yield name, {key: value for key, value in settings.items() if key != 'pipeline'}
 
 
 def require(split: Split, path: str | Path, what: str) -> Path:
@@ -71,6 +66,18 @@ def require(split: Split, path: str | Path, what: str) -> Path:
     raise split.problem(
         f'{what} {str(path)!r} does not exist; {parent} holds {listed(found) or "nothing"}',
         f'Name the folder of the data with --data-root FOLDER, or mend the paths: {LAYOUTS}')
+
+
+def read(split: Split, path: str | Path, **options: Any) -> np.ndarray:
+    """As `read_image`.
+
+    Raises:
+        ConfigError: the file is damaged, or no image.
+    """
+    try:
+        return read_image(path, **options)
+    except ValueError as error:
+        raise split.problem(str(error), 'Remove or replace the file') from None
 
 
 def load(split: Split) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import mmcv
 import numpy as np
 
-from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural,
+from xvit_mm.datasets.images import image_size
+
+from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural, read,
                      require, spread)
 from .drawing import enlargement, write_panels
 
@@ -17,6 +19,7 @@ _NEEDED = {
     'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
     'categories': ('id', 'name'),
 }
+_BOX_REMEDY = 'Write bbox as [left, top, width, height] in pixels'
 
 
 def check(split: Split) -> Iterator[str]:
@@ -48,6 +51,7 @@ def draw(split: Split, index: int, path: Path) -> None:
     from mmdet.visualization import DetLocalVisualizer
     from mmengine.dataset import Compose
     info = split.dataset.get_data_info(index)
+    read(split, info['img_path'])  # or else the pipeline fails less clearly
     masks = all('mask' in instance for instance in info['instances'])
     factor = enlargement(info['height'], info['width'])
     pipeline = Compose([TRANSFORMS.build(step) for step in (
@@ -80,7 +84,7 @@ def _read(split: Split, ann_file: Path) -> dict[str, Any]:
                 f'{ann_file} has no {name}', "COCO's format has lists of images, annotations and "
                 'categories; files of test images have no annotations and cannot be evaluated')
         for entry in entries:
-            if lacking := [key for key in keys if key not in entry]:
+            if lacking := [k for k in keys if not isinstance(entry, dict) or k not in entry]:
                 raise split.problem(
                     f'{ann_file}: an entry of {name} has no {lacking[0]}: {str(entry)[:80]} ...',
                     f'mmdet needs {", ".join(keys)} in each')
@@ -158,6 +162,11 @@ def _check_boxes(
     split: Split, images: list[dict[str, Any]], annotations: list[dict[str, Any]]
 ) -> None:
     """Raise a ConfigError if the boxes do not look like COCO's."""
+    wrong = [entry for entry in annotations if not _is_box(entry['bbox'])]
+    if wrong:
+        raise split.problem(
+            f'{len(wrong)} of {len(annotations)} annotations have a bbox that is not four numbers, '
+            f'the first (id {wrong[0]["id"]}) {wrong[0]["bbox"]!r}', _BOX_REMEDY)
     sizes = {entry['id']: (entry['width'], entry['height']) for entry in images}
     outside, tiny = [], []
     for entry in annotations:
@@ -170,16 +179,21 @@ def _check_boxes(
         if 10 * len(entries) > len(annotations):
             raise split.problem(
                 f'{len(entries)} of {len(annotations)} boxes {what}, the first is '
-                f'{entries[0]["bbox"]} (annotation {entries[0]["id"]})',
-                'Write bbox as [left, top, width, height] in pixels')
+                f'{entries[0]["bbox"]} (annotation {entries[0]["id"]})', _BOX_REMEDY)
+
+
+def _is_box(bbox: Any) -> bool:
+    return isinstance(bbox, list) and len(bbox) == 4 and all(
+        isinstance(number, (int, float)) for number in bbox)
 
 
 def _check_sizes(split: Split, folder: Path, images: list[dict[str, Any]]) -> None:
-    from PIL import Image
     for index in spread(len(images), split.max_files):
         entry = images[index]
-        with Image.open(folder / entry['file_name']) as image:
-            size = image.size
+        try:
+            size = image_size(folder / entry['file_name'])
+        except ValueError as error:
+            raise split.problem(str(error), 'Remove or replace the file') from None
         if size != (entry['width'], entry['height']):
             raise split.problem(
                 f'{entry["file_name"]} is {size[0]} x {size[1]}, but the annotation file says '

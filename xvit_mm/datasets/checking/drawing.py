@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import mmcv
 import numpy as np
 
 from xvit_mm.engine.hooks.picture_frame import Color, add_captions, add_legend
@@ -28,4 +29,5 @@ def write_panels(
     """Write images `[H, W, 3]` RGB of one size side by side, with captions and a legend."""
     picture = np.concatenate(panels, axis=1)[..., ::-1]
     picture = add_captions(np.ascontiguousarray(picture), captions, panels[0].shape[1])
-    cv2.imwrite(str(path), add_legend(picture, legend))
+    # Unlike cv2.imwrite, it raises an error where it cannot write.
+    mmcv.imwrite(add_legend(picture, legend), path)

@@ -6,11 +6,11 @@ from typing import Any
 import mmcv
 import numpy as np
 
-from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural,
+from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural, read,
                      require, spread)
 from .drawing import enlargement, write_panels
 
-IGNORED = 255  # what mmseg makes of labels that are to be ignored
+IGNORED = 255  # what mmseg makes of a zero label that is reduced, and of classes left out
 
 
 def check(split: Split) -> Iterator[str]:
@@ -39,8 +39,9 @@ def draw(split: Split, index: int, path: Path) -> None:
     from mmengine.dataset import Compose
     from mmseg.registry import TRANSFORMS
     from mmseg.visualization import SegLocalVisualizer
+    # It need not be one of those that have been opened.
+    height, width = _checked_label(split, index).shape
     info = split.dataset.get_data_info(index)
-    height, width = mmcv.imread(info['img_path']).shape[:2]
     pipeline = Compose([TRANSFORMS.build(step) for step in (
         dict(type='LoadImageFromFile'),
         dict(type='LoadAnnotations'),
@@ -96,8 +97,8 @@ def _remedy_for_missing(split: Split, labels: Path) -> str:
         return ('The download has labelIds only; make labelTrainIds with: pip install '
                 f'cityscapesscripts && CITYSCAPES_DATASET={root} csCreateTrainIdLabelImgs')
     if kind == 'COCOStuffDataset' and next(labels.glob('*.png'), None):
-        return ('The download has ids with gaps; make labelTrainIds with mmseg: '
-                f'mim run mmseg coco_stuff164k {root}')
+        return (f'The download has ids with gaps; make labelTrainIds in {root} with '
+                "mmseg's coco_stuff164k.py, as docs/datasets.md shows")
     found = sorted(path.name for path in labels.rglob('*') if path.is_file())
     return (f'The name must be that of the image with {split.dataset.seg_map_suffix!r} in the '
             f'place of {split.dataset.img_suffix!r}; {labels} holds '
@@ -117,15 +118,12 @@ def _check_labels(split: Split) -> Iterator[str]:
     pixels = np.zeros(256, np.int64)
     indices = spread(len(split.dataset), split.max_files)
     for index in indices:
-        info = split.dataset.get_data_info(index)
-        _check_raw_label(split, info)
-        pixels += np.bincount(_label(split, info).ravel(), minlength=256)
-    ignored = sorted({IGNORED, _ignore_index(split)})
+        pixels += np.bincount(_checked_label(split, index).ravel(), minlength=256)
     count, total = len(split.classes), pixels.sum()
     if pixels[:count].sum() == 0:
         raise split.problem('no pixel of the labels has a class; all are to be ignored',
                             'The label maps are empty, or reduce_zero_label does not fit them')
-    share = pixels[ignored].sum() / total
+    share = pixels[_ignore_index(split):][:1].sum() / total
     yield f'  opened: {plural(len(indices), "label map")}; {share:.1%} of the pixels ignored'
     order = [i for i in np.argsort(-pixels[:count], kind='stable') if pixels[i]]
     yield from count_lines(
@@ -135,40 +133,52 @@ def _check_labels(split: Split) -> Iterator[str]:
         yield from paragraph(f'without a pixel: {listed(absent, 12)}')
 
 
-def _check_raw_label(split: Split, info: dict[str, Any]) -> None:
-    """Raise a ConfigError unless a label map is an index image that fits image and classes."""
+def _checked_label(split: Split, index: int) -> np.ndarray:
+    """`[H, W]` uint8, as mmseg gives it to the model.
+
+    Raises:
+        ConfigError: the label map is no index image, or does not fit image and classes.
+    """
+    info = split.dataset.get_data_info(index)
     path = Path(info['seg_map_path'])
-    label = mmcv.imread(path, flag='unchanged', backend='pillow')
-    if label is None or label.ndim != 2:
+    label = read(split, path, flag='unchanged', backend='pillow')
+    if label.ndim != 2:
         raise split.problem(
             f'{path} is a colour picture, {label.shape}, not a map of class numbers',
             'Save each pixel as the number of its class, in a PNG of one channel')
-    size = mmcv.imread(info['img_path']).shape[:2]
+    size = read(split, info['img_path']).shape[:2]
     if label.shape != size:
         raise split.problem(
             f'{path} is {label.shape[1]} x {label.shape[0]}, but its image is '
             f'{size[1]} x {size[0]}', 'Image and label must have the same size')
-    _check_values(split, path, label)
+    given = _label(info)
+    _check_values(split, path, label, given)
+    return given
 
 
-def _check_values(split: Split, path: Path, label: np.ndarray) -> None:
+def _check_values(split: Split, path: Path, label: np.ndarray, given: np.ndarray) -> None:
+    """Raise a ConfigError if what mmseg makes of a label is neither a class nor ignored."""
     count, reduced = len(split.classes), bool(split.dataset.reduce_zero_label)
-    original = type(split.dataset).METAINFO.get('classes') or split.classes
-    allowed = {*range(len(original) + reduced), IGNORED, _ignore_index(split)}
-    wrong = sorted(set(np.unique(label).tolist()) - allowed)
+    ignored = _ignore_index(split)
+    # mmseg cuts labels to eight bits.
+    is_wrong = ~np.isin(given, [*range(count), ignored]) | (label > 255)
+    wrong = np.unique(label[is_wrong]).tolist()
     if not wrong:
         return
+    original = type(split.dataset).METAINFO.get('classes') or split.classes
     names = f'{count} classes, {int(reduced)} to {len(original) - 1 + reduced}'
-    remedy = (f'Number the classes from {int(reduced)}; what is to be ignored gets {IGNORED}, or '
+    remedy = (f'Number the classes from {int(reduced)}; what is to be ignored gets {ignored}, or '
               'set ignore_index in head and metric')
+    if IGNORED not in wrong and IGNORED in given[is_wrong]:
+        remedy = (f'mmseg makes {IGNORED} of it, but the head ignores {ignored}: set ignore_index='
+                  f'{IGNORED} in head and metric')
     if wrong == [count] and not reduced:
         remedy = ('If label 0 means "other", set reduce_zero_label=True in the data sets; if '
                   f'{count} means "ignore", set ignore_index={count} in head and metric')
     raise split.problem(f'{path} has the label {listed(wrong)}; there are {names}', remedy)
 
 
-def _label(split: Split, info: dict[str, Any]) -> np.ndarray:
-    """`[H, W]` uint8, as mmseg gives it to the model."""
+def _label(info: dict[str, Any]) -> np.ndarray:
     from mmseg.datasets.transforms import LoadAnnotations
     return LoadAnnotations().transform(info)['gt_seg_map']
 

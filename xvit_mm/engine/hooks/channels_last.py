@@ -12,6 +12,9 @@ class ChannelsLastHook(Hook):
 
     Convolutions then compute in that order, which gives the same results faster on a CPU, and with
     mixed precision on a GPU. Worth trying for models that are mostly convolutions.
+
+    For one process: distributed training has laid out its gradients before this hook runs, and
+    would copy each of them into another order.
     """
 
     def before_run(self, runner: Runner) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -30,16 +30,18 @@ _MIN_FONT_SIZE = 9  # points
 class PicturesHook(Hook):
     """Writes `work_dir/pictures/{val,test}_*.png`: ground truth on the left, prediction right.
 
-    The first samples of the validation or test set are drawn by the visualizer of the run (that of
-    mmdet, mmseg or mmpretrain). The pictures of an earlier validation are replaced. mmpretrain's
-    visualizer writes both labels on one picture.
+    Samples from all over the validation or test set, which may be sorted by class, are drawn by the
+    visualizer of the run (that of mmdet, mmseg or mmpretrain); of several processes, the first draws
+    of its share. The pictures of an earlier validation are replaced. mmpretrain's visualizer writes
+    both labels on one picture.
 
     Args:
         max_images: number of samples to draw.
         interval: draw at every so many validations, and at the last one of a training.
         score_thr: detections with a lower score are not drawn.
         short_side: pictures are enlarged or reduced to this, in pixels, so that labels can be read.
-        folder: where to write, relative to the work directory.
+        folder: where to write, relative to the work directory. In a folder outside it, or given by
+            its absolute path, no other file is removed.
     """
 
     priority = 'LOW'
@@ -66,6 +68,7 @@ class PicturesHook(Hook):
         self.folder = folder
         self._num_validations = 0
         self._written: set[str] | None = None  # None while nothing is to be drawn
+        self._num_seen = 0
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._num_validations += 1
@@ -104,10 +107,9 @@ class PicturesHook(Hook):
         if not is_due or not is_main_process():
             return
         if _has_datasample_drawing(runner):
-            self._written = set()
+            self._written, self._num_seen = set(), 0
             self._folder(runner).mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder(runner).glob('.partial_*'):
-                leftover.unlink()
+            self._remove(runner, '.partial_*')
         else:
             print_log(
                 f'PicturesHook draws nothing: {type(runner.visualizer).__name__} cannot draw data '
@@ -123,9 +125,12 @@ class PicturesHook(Hook):
     ) -> None:
         if self._written is None:
             return
+        num_samples = len(getattr(runner, f'{mode}_dataloader').dataset) // get_world_size()
+        distance = max(1, num_samples // self.max_images)
         for index, sample in enumerate(outputs or ()):
-            if len(self._written) >= self.max_images:
-                return
+            self._num_seen += 1
+            if (self._num_seen - 1) % distance or len(self._written) >= self.max_images:
+                continue
             try:
                 self._draw_sample(runner, data_batch, index, sample, mode)
             except OSError as error:  # a full disk must not end a training
@@ -178,10 +183,16 @@ class PicturesHook(Hook):
     def _finish(self, runner: Runner, mode: str) -> None:
         """Removes pictures of an earlier validation that were not replaced."""
         if self._written:
-            for path in self._folder(runner).glob(f'{mode}_*.png'):
-                if path.name not in self._written:
-                    path.unlink()
+            self._remove(runner, f'{mode}_[0-9][0-9][0-9]*_*.png')
         self._written = None
+
+    def _remove(self, runner: Runner, pattern: str) -> None:
+        """Removes files that this hook wrote earlier, where no others can be meant."""
+        if Path(self.folder).is_absolute() or '..' in Path(self.folder).parts:
+            return
+        for path in self._folder(runner).glob(pattern):
+            if path.name not in self._written:
+                path.unlink()
 
     def _folder(self, runner: Runner) -> Path:
         return Path(runner.work_dir, self.folder)
@@ -269,7 +280,9 @@ def _legend(sample: BaseDataElement, dataset_meta: dict) -> list[tuple[str, Colo
 
 def _add_frame(path: Path, panel_width: int, legend: Sequence[tuple[str, Color]]) -> None:
     """Writes above two panels what they show, and below them what the colours stand for."""
+    import mmcv
     picture = cv2.imread(str(path))
     if picture.shape[1] >= 2 * panel_width:
         picture = add_captions(picture, ('ground truth', 'prediction'), panel_width)
-    cv2.imwrite(str(path), add_legend(picture, legend))
+    # Unlike cv2.imwrite, it raises an error where it cannot write.
+    mmcv.imwrite(add_legend(picture, legend), path)

@@ -6,14 +6,13 @@ from typing import Any
 
 from mmengine.config import Config
 
-from xvit_mm.engine.config import ConfigError, dicts_in, innermost
+from xvit_mm.engine.config import ConfigError, datasets_in, dicts_in
 
 # Names of the two splits, the customary ones first.
 SPLITS = {
     'train': ('train', 'training', 'train2017'),
     'val': ('val', 'valid', 'validation', 'val2017', 'test'),
 }
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def palette(num_classes: int) -> list[tuple[int, int, int]]:
@@ -56,11 +55,24 @@ def heads_get(cfg: Config, num_classes: int) -> None:
 
 
 def loaders(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """The split and the data set of each loader that the config has."""
+    """The split and the data set of each loader that the config has.
+
+    Where a loader joins several data sets, the first takes the place of all.
+    """
     for name, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
         loader = cfg.get(f'{name}_dataloader')
         if loader:
-            yield split, innermost(loader.dataset)
+            yield split, _only_dataset(loader)
+
+
+def _only_dataset(node: dict) -> dict:
+    while 'dataset' in node:
+        node = node['dataset']
+    if 'datasets' in node:
+        first = next(datasets_in(node))
+        node.clear()
+        node.update(first)
+    return node
 
 
 def evaluators(cfg: Config) -> Iterator[dict]:

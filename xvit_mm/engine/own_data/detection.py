@@ -62,14 +62,14 @@ def read_split(folder: Path, name: str) -> Split:
         images, annotations = content['images'], content['annotations']
         # In the order of the file: so does mmdet number them.
         classes = [category['name'] for category in content['categories']]
-    except (ValueError, KeyError, TypeError) as error:
+        names = [image['file_name'] for image in images]
+        has_masks = any(annotation.get('segmentation') for annotation in annotations)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} is not in COCO's format, which has images, annotations and "
                           f'categories ({type(error).__name__}: {error})') from error
     if not images or not annotations:
         raise ConfigError(f'{file} has {len(images)} images and {len(annotations)} annotations')
-    return Split(
-        file, image_folder(folder, file, images[0]['file_name'], name),
-        classes, any(annotation.get('segmentation') for annotation in annotations))
+    return Split(file, image_folder(folder, file, names[0], name), classes, has_masks)
 
 
 def annotation_file(folder: Path, name: str) -> Path:

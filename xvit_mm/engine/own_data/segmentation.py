@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
-from PIL import Image
 
+from xvit_mm.datasets.images import IMAGE_SUFFIXES, read_image
 from xvit_mm.engine.config import ConfigError, dicts_in
 
-from .common import (IMAGE_SUFFIXES, SPLITS, evaluators, first_folder, heads_get, loaders, metainfo,
-                     replace)
+from .common import SPLITS, evaluators, first_folder, heads_get, loaders, metainfo, replace
 
 IMAGE_FOLDERS = ('images', 'image', 'img', 'imgs', 'img_dir')
 LABEL_FOLDERS = ('labels', 'label', 'annotations', 'masks', 'mask', 'ann_dir')
@@ -78,11 +77,13 @@ def find_split(folder: Path, name: str) -> Split:
     if not files:
         raise ConfigError(f'{images} has no image; the formats are {", ".join(IMAGE_SUFFIXES)}')
     first = files[0]
-    label = next((file for file in sorted(labels.iterdir()) if file.name.startswith(first.stem)
-                  and file.suffix.lower() == '.png'), None)
-    if label is None:
+    candidates = [file for file in sorted(labels.iterdir())
+                  if file.name.startswith(first.stem) and file.suffix.lower() == '.png']
+    if not candidates:
         raise ConfigError(f'{first} has no label: {labels} has no .png whose name begins with '
                           f'{first.stem!r}')
+    # The longer names belong to other images: img10_mask.png begins with img1 as well.
+    label = min(candidates, key=lambda file: len(file.name))
     split = Split(images, labels, first.suffix, label.name.removeprefix(first.stem))
     for file in files:
         if file.suffix != split.image_suffix:
@@ -103,15 +104,17 @@ def check_labels(split: Split, num_classes: int, ignore_index: int) -> None:
     """Look at every label of a split.
 
     Raises:
-        ConfigError: one is not an index image, or holds a value that is no class.
+        ConfigError: one is damaged, not an index image, or holds a value that is no class.
     """
     for file in sorted(split.labels.glob(f'*{split.label_suffix}')):
-        with Image.open(file) as image:
-            if image.mode not in ('L', 'P', '1', 'I', 'I;16'):
-                raise ConfigError(f'{file} is a colour image ({image.mode}); a label holds the index '
-                                  'of a class in each pixel')
-            values = np.unique(np.asarray(image))
-        wrong = [int(v) for v in values if v >= num_classes and v not in (ignore_index, 255)]
+        try:
+            label = read_image(file, flag='unchanged', backend='pillow')
+        except ValueError as error:
+            raise ConfigError(f'{error}; remove or replace the label') from None
+        if label.ndim != 2:
+            raise ConfigError(f'{file} is a colour image, {label.shape}; a label holds the index of '
+                              'a class in each pixel')
+        wrong = [int(v) for v in np.unique(label) if v >= num_classes and v != ignore_index]
         if wrong:
             raise ConfigError(
                 f'{file} holds the label {wrong[0]}, but there are {num_classes} classes, 0 to '

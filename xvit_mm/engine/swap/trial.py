@@ -1,7 +1,7 @@
 """One training step and one prediction of a config's model, on random images."""
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from xvit_mm.engine.config import ConfigError, revert_sync_bn
+from xvit_mm.engine.config import ConfigError, dicts_in, revert_sync_bn
 
 from .maps import build
 
@@ -149,7 +149,9 @@ def _batch(cfg: Config, scope: str, side: int) -> dict[str, list]:
     images = [torch.randint(256, (3, side, side), generator=generator, dtype=torch.uint8)
               for _ in range(BATCH)]
     sample = dict(mmdet=_detection, mmseg=_segmentation, mmpretrain=_label)[scope]
-    num_classes = min(_numbers_of_classes(cfg.model), default=2)
+    numbers = [part.get(key) for part in dicts_in(cfg.model)
+               for key in ('num_classes', 'num_things_classes')]
+    num_classes = min((n for n in numbers if isinstance(n, int)), default=2)
     return dict(inputs=images, data_samples=[
         sample(i, side, max(num_classes, 1), cfg, generator) for i in range(BATCH)])
 
@@ -169,7 +171,7 @@ def _detection(
     sample = DetDataSample(metainfo=_meta(index, side))
     sample.gt_instances = InstanceData(
         bboxes=HorizontalBoxes(boxes), labels=torch.tensor([0, num_classes - 1]))
-    if _mentions(cfg.get('train_dataloader'), 'with_mask'):
+    if any(part.get('with_mask') for part in dicts_in(cfg.get('train_dataloader'))):
         sample.gt_instances.masks = BitmapMasks(masks, side, side)
     # The first class that is not a thing, where a method tells things from the rest.
     stuff = cfg.model.get('panoptic_head', {}).get('num_things_classes', 0)
@@ -205,25 +207,3 @@ def _meta(index: int, side: int) -> dict[str, Any]:
     return dict(img_id=index, ori_shape=size, img_shape=size, pad_shape=size,
                 scale_factor=(1., 1.), flip=False, flip_direction=None,
                 border=(0., 0., 0., 0.))
-
-
-def _mentions(node: Any, key: str) -> bool:
-    """Whether some dict below a node sets a key to something true."""
-    if isinstance(node, Mapping):
-        return bool(node.get(key)) or any(_mentions(child, key) for child in node.values())
-    return isinstance(node, (list, tuple)) and any(_mentions(child, key) for child in node)
-
-
-def _numbers_of_classes(node: Any) -> list[int]:
-    """Every `num_classes` below a node."""
-    children = node.items() if isinstance(node, Mapping) else \
-        enumerate(node) if isinstance(node, (list, tuple)) else ()
-    found = []
-    for key, child in children:
-        if key in ('num_classes', 'num_things_classes') and isinstance(child, int):
-            found.append(child)
-        else:
-            found += _numbers_of_classes(child)
-    return found
-
-
