@@ -1,7 +1,5 @@
 """What every backbone promises: sizes, modes, freezing, memory, precision, configs."""
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -194,6 +192,11 @@ def test_layer_depth_grows_with_the_position_in_the_network(name):
     assert len(set(totals)) == 1 and min(layers) == 0
     assert all(0 <= layer < totals[0] for layer in layers) and len(set(layers)) > 3
     assert backbone.get_layer_depth('head.fc.weight', 'backbone.') == (totals[0] - 1, totals[0])
+    for frozen_stages in range(4):
+        first = {id(p) for part in backbone.frozen_parts(frozen_stages) for p in part.parameters()}
+        before, after = ([layer for p, layer in zip(backbone.parameters(), layers)
+                          if (id(p) in first) == is_first] for is_first in (True, False))
+        assert max(before) <= min(after)
 
 
 def test_unknown_arguments_are_refused_with_a_hint(name):
@@ -214,13 +217,23 @@ def test_arguments_out_of_range_are_refused(name, wrong, message):
         build(name, **wrong)
 
 
-@pytest.mark.parametrize('package', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_scoped_name_builds_in_a_fresh_process(name, package):
-    code = (f'from {package}.registry import MODELS\n'
-            f'print(MODELS.build(dict(type="xvit_mm.{name}", **{SMALL[name]!r})).out_channels)')
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert str(build(name).out_channels) in result.stdout
+@pytest.mark.parametrize('out_indices', [range(2), [0, 1], (0, 1)], ids=str)
+def test_outputs_come_from_any_sequence_of_numbers(name, out_indices):
+    assert build(name, out_indices=out_indices).out_indices == (0, 1)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_a_traced_model_takes_any_batch_and_the_sizes_that_it_can(name):
+    backbone = build(name).eval()
+    # Groups of CrossFormer belong to one size.
+    sizes = [(64, 64)] if name == 'CrossFormer' else [(64, 64), (48, 48), (50, 97)]
+    with torch.no_grad():
+        for layout in (torch.contiguous_format, torch.channels_last):
+            first = images(64, 64, batch=1).contiguous(memory_format=layout)
+            traced = torch.jit.trace(backbone, first, check_trace=False)
+            for size in sizes:
+                batch = images(*size).contiguous(memory_format=layout)
+                same(backbone(batch), traced(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_default_construction_names_a_published_variant(name):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from golden import golden_record, golden_weights
 from mmengine.logging import HistoryBuffer
+from mmengine.model import PretrainedInit
 from mmengine.runner import load_checkpoint, load_state_dict
 from torch import nn
 
@@ -149,6 +150,21 @@ def test_init_cfg_takes_an_official_file(official, tmp_path, prefix):
     assert_backbone_is(backbone, official)
 
 
+@pytest.mark.parametrize('kind', ['Pretrained', 'mmengine.Pretrained', PretrainedInit], ids=str)
+def test_every_way_to_write_init_cfg_covers_the_backbone_or_fails(official, tmp_path, kind):
+    path = tmp_path / 'official.pth'
+    init_cfg = [dict(type=kind, checkpoint=str(path)),
+                dict(type='Constant', layer='Linear', val=7.)]
+    torch.save(official, path)
+    backbone = CrossFormer(ARCH, init_cfg=init_cfg)
+    backbone.init_weights()
+    assert_backbone_is(backbone, official)
+    assert backbone.init_cfg == init_cfg
+    torch.save(Model().head.state_dict(), path)
+    with pytest.raises(CheckpointError, match='not a checkpoint of CrossFormer'):
+        CrossFormer(ARCH, init_cfg=init_cfg).init_weights()
+
+
 @pytest.mark.parametrize('load', [
     lambda model, state: model.load_state_dict(state, strict=False),
     lambda model, state: load_state_dict(model, state, strict=False),
@@ -207,11 +223,33 @@ def test_code_in_a_file_is_never_run(official, tmp_path, monkeypatch):
     target = tmp_path / 'made'
     monkeypatch.setenv('XVIT_MM_TEST_TARGET', str(target))
     torch.save({'model': official, 'extra': Malicious()}, tmp_path / 'bad.pth')
-    try:
+    with pytest.raises(CheckpointError, match='cannot be read.*mkdir.*do not trust'):
         read_checkpoint(tmp_path / 'bad.pth')
-    except CheckpointError as error:
-        assert 'cannot be read' in str(error)
     assert not target.exists()
+
+
+@pytest.mark.parametrize('format_of_today, torch_of_today, way_out', [
+    (True, False, 'needs torch 2.6'),
+    (False, False, 'needs torch 2.6'),
+    (False, True, 'Save the file again'),
+])
+def test_objects_that_cannot_be_left_out_are_named(
+    official, tmp_path, monkeypatch, format_of_today, torch_of_today, way_out
+):
+    path = tmp_path / 'args.pth'
+    torch.save({'model': official, 'args': argparse.Namespace(epochs=3)}, path,
+               _use_new_zipfile_serialization=format_of_today)
+    if not torch_of_today:
+        # As before torch 2.6.
+        monkeypatch.delattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
+    with pytest.raises(CheckpointError, match=f'holds objects of argparse.Namespace. .*{way_out}'):
+        read_checkpoint(path)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    torch.save(torch.ones(2), tmp_path / 'tensor.pth')
+    with pytest.raises(CheckpointError, match='holds a Tensor where a checkpoint is a dict'):
+        read_checkpoint(tmp_path / 'tensor.pth')
 
 
 def test_old_files_of_torch_before_1_6_are_read(official, tmp_path):

@@ -253,11 +253,11 @@ def test_defect_5_constants_are_derived_once_per_size_in_eval_mode(monkeypatch):
         for _ in range(3):
             backbone(torch.randn(1, 3, 60, 60))
     assert len(calls) == 4
-    stage = backbone.stages[0]
+    groupings = backbone.stages[0].groupings
     with torch.no_grad():
         for size in range(20, 60, 3):
             backbone(torch.randn(1, 3, size, size))
-    assert len(stage._entries) <= stage.max_entries
+    assert len(groupings._entries) == groupings.max_entries
 
 
 def test_defect_6_odd_maps_go_through_every_stage():
@@ -303,7 +303,7 @@ def test_attention_is_fused_in_eval_mode():
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(arch='m'), "no arch 'm'; choose from t, s, b, l, pp_s"),
+    (dict(arch='m'), "no arch 'm'; choose from 't', 's', 'b', 'l', 'pp_s'"),
     (dict(arch=dict(embed_dims=64, depths=(1, 1))), "lacks .'num_heads'."),
     (dict(arch=dict(SMALL_ARCH, heads=3)), "unknown entries .'heads'."),
     (dict(arch='s', group_size=(7, 7)), r'group_size=\(7, 7\): give 4 whole numbers'),

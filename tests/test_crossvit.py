@@ -468,7 +468,7 @@ def test_pyramid_is_reported_as_new_and_keeps_its_values():
     assert report.new == sorted(f'pyramid.{n}' for n in before)
     assert not report.missing and not report.unexpected
     assert report.backbone_tensors == len(report.loaded) == len(backbone.state_dict()) - len(before)
-    assert 'new, in no official file: pyramid.' in str(report)
+    assert 'new, not in the checkpoint: pyramid.' in str(report)
     assert 'the classification head' in set(report.left_out.values())
     assert all(t.equal(before[n]) for n, t in backbone.pyramid.state_dict().items())
 
@@ -482,6 +482,9 @@ def test_own_weights_move_between_dense_prediction_and_classification():
         dense.encoders[0].fusion.attns[0].wq.weight)
     back = load_official(CrossViT(TINY), tokens.state_dict())
     assert back.new and not back.missing
+    without_norms = {n: t for n, t in dense.state_dict().items() if 'pyramid.norms' not in n}
+    with pytest.raises(CheckpointError, match='pyramid.norms.0.bias.* missing'):
+        load_official(CrossViT(TINY), without_norms)
 
 
 def test_interpolating_positions_at_load_and_at_run_time_is_the_same():
@@ -595,16 +598,17 @@ def test_layer_depths_count_blocks_of_the_deeper_branch():
 
 
 @pytest.mark.parametrize('wrong, message', [
-    (dict(arch='medium'), "no arch 'medium'; choose from tiny, small"),
+    (dict(arch='medium'), "no arch 'medium'; choose from 'tiny', 'small'"),
+    (dict(arch=18), "no arch 18; choose from .*'18'"),
     (dict(arch=dict(embed_dims=(8, 16))), 'lacks .*depths'),
     (dict(arch=TINY | dict(width=3)), r"unknown entries \['width'\]"),
     (dict(arch=TINY | dict(num_heads=3)), 'num_heads=3 must divide'),
     (dict(arch=TINY | dict(num_heads=(2, 2))), r'num_heads=\(2, 2\): give one whole number'),
     (dict(arch=TINY | dict(depths=(1, 2, 0))), r'depths=\(1, 2, 0\): give two'),
     (dict(arch=TINY | dict(embed_dims=(6, 16), multi_conv=True)), '4 with multi_conv'),
-    (dict(fusion='sum'), "fusion='sum': choose from cross, all, class_token, pairwise"),
-    (dict(out_type='tokens'), "out_type='tokens': choose from featmap, cls_token"),
-    (dict(image_branch='S'), "image_branch='S': choose from small, large"),
+    (dict(fusion='sum'), "fusion='sum': choose from 'cross', 'all', 'class_token', 'pairwise'"),
+    (dict(out_type='tokens'), "out_type='tokens': choose from 'featmap', 'cls_token'"),
+    (dict(image_branch='S'), "image_branch='S': choose from 'small', 'large'"),
     (dict(image_branch='small'), "goes with out_type='cls_token'"),
     (dict(img_size=0), 'img_size=0'),
     (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),

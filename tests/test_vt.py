@@ -425,6 +425,7 @@ def test_without_a_package_that_has_a_resnet_the_error_says_what_to_install(monk
     (dict(with_projector=False), 'with_projector=False gives tokens only'),
     (dict(num_tokens=0), 'num_tokens=0.*at least 1'),
     (dict(token_channels=30), 'token_channels=30.*multiple of 4'),
+    (dict(num_heads=3, token_channels=24), 'num_heads=3.*divide the 64 channels'),
     (dict(drop_path_rate=1.), r'drop_path_rate=1.0.*\[0, 1\)'),
     (dict(resnet=dict(base_channels=4)), 'base_channels cannot be set there'),
 ])
@@ -506,6 +507,33 @@ def test_a_classifiers_weights_load_into_a_dense_backbone_and_back():
     assert {n.split('.')[2] for n in back.left_out} == {'projector'} and not back.new
     whole = {f'backbone.{n}': t for n, t in cls.state_dict().items()}
     assert len(load_official(dense, whole).loaded) == len(report.loaded)
+
+
+@pytest.mark.parametrize('other', [
+    dict(token_norm=False), dict(recurrent=False), dict(num_modules=1), dict(num_modules=3),
+    dict(tokenizer='clustering'), dict(interaction='none'),
+    dict(out_type='tokens', with_projector=False),
+], ids=str)
+def test_own_weights_of_other_visual_tokens_are_refused(other):
+    source, target = small(), small(**other)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(CheckpointError, match='Nothing was loaded'):
+        load_official(target, source.state_dict())
+    assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
+    with pytest.raises(CheckpointError, match='Nothing was loaded'):
+        load_official(source, target.state_dict())
+
+
+def test_report_counts_every_own_tensor_of_the_visual_tokens():
+    source, target = small(), small()
+    total = len(source.state_dict())
+    assert f'{total} of {total} backbone tensors loaded' in str(
+        load_official(target, source.state_dict()))
+    maps_only = small(out_indices=(0, 1, 2))
+    assert all(n.startswith('vt.') for n in load_official(maps_only, source.state_dict()).left_out)
+    report = load_official(target, maps_only.state_dict())
+    assert report.backbone_tensors == len(report.loaded) == len(maps_only.state_dict())
+    assert set(report.new) == {n for n in target.state_dict() if n.startswith('vt.')}
 
 
 def test_fewer_stages_take_what_they_need_from_a_whole_file():
@@ -624,6 +652,10 @@ def test_neck_is_finite_in_low_precision(dtype, scale):
     (dict(end_level=7), 'end_level=7'),
     (dict(num_tokens=(8, 8)), r'num_tokens=\(8, 8\).*4 levels'),
     (dict(add_extra_convs='on_top'), "add_extra_convs='on_top'.*on_input"),
+    (dict(num_layers=0), 'num_layers=0: must be at least 1'),
+    (dict(num_heads=0), 'num_heads=0: both must be at least 1'),
+    (dict(token_channels=30), 'token_channels=30.*multiple of 4'),
+    (dict(num_heads=3, token_channels=24), 'num_heads=3.*divide the 16 channels'),
 ])
 def test_settings_of_the_neck_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

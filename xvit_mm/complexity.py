@@ -3,7 +3,8 @@
 Papers that say FLOPs mean these MACs. Counted are convolutions, linear layers and all products of
 matrices, those inside fused attention included; norms, activations, softmax, pooling, resizing and
 sums are not. Formulas count as they are written, also where a model has a cheaper way to the same
-result in eval mode. Custom compiled operators, such as deformable convolution, are not seen.
+result in eval mode; but CrossViT's cross-attention, which has no other way, counts without the
+projections that it skips. Custom compiled operators, such as deformable convolution, are not seen.
 """
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

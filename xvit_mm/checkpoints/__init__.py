@@ -1,14 +1,15 @@
 """Checkpoints of the official code, loaded as released and accounted for tensor by tensor."""
 from .crossformer import CROSSFORMER_NAMES
 from .crossvit import CROSSVIT_NAMES
+from .errors import CheckpointError
 from .loading import LoadReport, find_backbone, load_official, translate
 from .names import OfficialNames
-from .reading import CheckpointError, find_state_dict, read_checkpoint
+from .reading import find_state_dict, read_checkpoint, restores_objects
 from .vt_resnet import VT_RESNET_NAMES
 from .xformer import XFORMER_NAMES
 
 __all__ = [
     'CROSSFORMER_NAMES', 'CROSSVIT_NAMES', 'CheckpointError', 'LoadReport', 'OfficialNames',
     'VT_RESNET_NAMES', 'XFORMER_NAMES', 'find_backbone', 'find_state_dict', 'load_official',
-    'read_checkpoint', 'translate'
+    'read_checkpoint', 'restores_objects', 'translate'
 ]

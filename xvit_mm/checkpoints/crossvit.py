@@ -53,4 +53,5 @@ CROSSVIT_NAMES = OfficialNames(
     derived=(),
     settings=_settings,
     new=(r'pyramid\..+',),
+    of_outputs=lambda names: {name for name in names if name.startswith('pyramid.levels.')},
 )

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from .errors import CheckpointError
 from .names import StateDict, find_prefix, without_prefix
-from .reading import CheckpointError, find_state_dict, read_checkpoint
+from .reading import find_state_dict, read_checkpoint
 
 if TYPE_CHECKING:
     from xvit_mm.models.backbones import Backbone
@@ -32,7 +33,7 @@ class LoadReport:
     loaded: names in the module. left_out: name in the checkpoint -> why, on purpose.
     fitted: those of the loaded that were made to fit another image size.
     missing: names in the module that the checkpoint lacks (never of the backbone).
-    new: names in the backbone that no official file has; they keep their values.
+    new: names in the backbone that the checkpoint need not have; they keep their values.
     unexpected: names in the checkpoint that fit nothing in the module.
     """
 
@@ -56,7 +57,7 @@ class LoadReport:
         lines += [f'  {kind}: {_some(names)}'
                   for kind, names in (('fitted to another image size', self.fitted),
                                       ('not in the checkpoint', self.missing),
-                                      ('new, in no official file', self.new),
+                                      ('new, not in the checkpoint', self.new),
                                       ('fits nothing here', self.unexpected)) if names]
         return '\n'.join(lines)
 
@@ -96,7 +97,8 @@ def load_official(
             left_out[name] = f'other shape ({_shape(tensor)} in the file, {_shape(own[name])} here)'
     module.load_state_dict(fitting, strict=False)
     tensors = backbone.state_dict()
-    new = {f'{where}{n}' for n in tensors if backbone.official_names.is_new(n)} - set(fitting)
+    # Whatever else the backbone has must have been there.
+    new = {f'{where}{n}' for n in tensors} - set(fitting)
     return LoadReport(
         model=f'{type(backbone).__name__} {variant_name(backbone, tensors)}',
         backbone_tensors=len(tensors) - len(new),
@@ -152,7 +154,8 @@ def find_backbone(module: nn.Module) -> tuple[str, 'Backbone']:
 def check_coverage(backbone: 'Backbone', tensors: StateDict) -> None:
     """Raise a CheckpointError that names the variants unless every tensor is there and fits."""
     own = backbone.state_dict()
-    missing = sorted(n for n in set(own) - set(tensors) if not backbone.official_names.is_new(n))
+    optional = backbone.official_names.optional(own, tensors)
+    missing = sorted(set(own) - set(tensors) - optional)
     unfit = sorted(n for n in set(own) & set(tensors) if own[n].shape != tensors[n].shape)
     extra = sorted(set(tensors) - set(own))
     if not missing and not unfit and not extra:
@@ -224,11 +227,12 @@ def _in_our_names(
 def _fitted(backbone: 'Backbone', tensors: StateDict) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors that cover the backbone, and reasons for those of parts that it does not build."""
     own, not_built = backbone.state_dict(), {}
-    for name in set(tensors) - set(own):
+    optional = backbone.official_names.optional(own, tensors)
+    for name in sorted(set(tensors) - set(own)):
         stage = backbone.official_names.stage(name)
         if stage is not None and stage >= backbone.num_stages:
             not_built[name] = 'of stages that out_indices does not need'
-        elif backbone.official_names.is_new(name):
+        elif name in optional:
             not_built[name] = 'of maps that this backbone does not return'
     kept = backbone.fit_weights({n: t for n, t in tensors.items() if n not in not_built})
     check_coverage(backbone, kept)

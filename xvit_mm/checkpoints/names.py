@@ -1,6 +1,6 @@
 """Names of tensors: from an official code's to ours, as tables and pure functions."""
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,11 @@ StateDict = Mapping[str, Tensor]
 def numbered_stage(name: str) -> int | None:
     """The stage of a tensor `stages.<number>.<...>`."""
     return int(name.split('.')[1]) if name.startswith('stages.') else None
+
+
+def nothing(names: Collection[str]) -> set[str]:
+    """None of the names."""
+    return set()
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class OfficialNames:
     backbone, head: pairs of a pattern for a whole official name and our name, as in `re.sub`.
     derived: patterns of official buffers that need no loading.
     settings: what a state dict in our names tells about the variant, as entries of an arch.
-    new: patterns of our names of tensors that no official file has; a file need not cover them.
+    new: patterns of our names of tensors that no official file has.
+    uncounted: patterns of our names of tensors that older files lack.
+    of_outputs: those of the `new` names that depend on the outputs that a backbone returns.
     replaced: patterns of official layers that our model has something else for.
     stage: the stage that a tensor of ours belongs to, if any; later stages may not be built.
     """
@@ -52,12 +59,25 @@ class OfficialNames:
     head: tuple[tuple[str, str], ...] = ()
     derived: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    of_outputs: Callable[[Collection[str]], set[str]] = nothing
     replaced: tuple[str, ...] = ()
     stage: Callable[[str], int | None] = numbered_stage
 
     def is_new(self, name: str) -> bool:
         """Whether no official file has the tensor of this name of ours."""
         return any(re.fullmatch(pattern, name) for pattern in self.new)
+
+    def optional(self, own: Collection[str], given: Collection[str]) -> set[str]:
+        """The tensors that need not be both in a backbone, `own`, and in a file, `given`.
+
+        All that are new, if one of the two has none of them; else those that outputs bring along.
+        """
+        names = {*own, *given}
+        new = {name for name in names if self.is_new(name)}
+        uncounted = {n for n in names if any(re.fullmatch(p, n) for p in self.uncounted)}
+        both = not new.isdisjoint(own) and not new.isdisjoint(given)
+        return uncounted | (self.of_outputs(new) if both else new)
 
     def translate(self, state_dict: StateDict) -> Translation:
         """Sort and rename the tensors of an official state dict that has no prefix."""

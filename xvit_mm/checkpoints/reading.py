@@ -1,5 +1,6 @@
 """Reading checkpoint files, without ever running code that is stored in them."""
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -8,45 +9,47 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
+
+from .addresses import local_file
+from .errors import CheckpointError
 
 # Where the released files keep their tensors, in the order in which we look.
 RAW_ENTRIES = ('state_dict', 'model', 'model_state_dict', 'net')
 EMA_ENTRIES = ('model_ema', 'state_dict_ema', 'ema_state_dict', 'ema')
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, or that is not for this model."""
-
-
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
-    """Read a checkpoint from a file or an address (`http://`, `s3://`, as in mmengine).
+    """Read a checkpoint from a file, an address or a model zoo, see `local_file`.
 
     Only tensors, plain containers and mmengine's training history are restored. Objects of any
     other class, such as the training options that many released files carry, become empty
-    placeholders, so neither their packages nor trust in their authors is needed.
+    placeholders, so neither their packages nor trust in their authors is needed. Where torch has
+    no way to do that (`restores_objects`), files with objects are refused.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is damaged, or is not a checkpoint.
+        CheckpointError: out of reach, damaged, not a checkpoint, or with objects in it that cannot
+            be left out.
     """
-    if '://' in str(path):
-        with get_local_path(str(path)) as local:
-            return read_checkpoint(local, map_location)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist or is not a file')
-    try:
-        with ExitStack() as stack:
-            _allow_inert_classes(path, stack)
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        size = Path(path).stat().st_size
+    with local_file(path) as file:
+        try:
+            with ExitStack() as stack:
+                _allow_inert_classes(file, stack)
+                checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+            raise CheckpointError(_unreadable(file, error)) from None
+    if not isinstance(checkpoint, dict):
         raise CheckpointError(
-            f'{path} ({size:,} bytes) cannot be read as a PyTorch checkpoint: it is damaged, cut '
-            f'off or something else. Download or copy it again. torch says: {_first_line(error)}'
-        ) from None
+            f'{path} holds a {type(checkpoint).__name__} where a checkpoint is a dict of tensors, '
+            'or one that has such a dict in it')
+    return checkpoint
+
+
+def restores_objects() -> bool:
+    """Whether torch can be told which classes in a file are harmless, as it can since 2.6."""
+    return hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], *, ema: bool = False) -> dict[str, Tensor]:
@@ -61,18 +64,21 @@ def find_state_dict(checkpoint: Mapping[str, Any], *, ema: bool = False) -> dict
     for entry in order:
         if isinstance(checkpoint.get(entry), Mapping):
             return find_state_dict(checkpoint[entry], ema=ema)
-    tensors = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    tensors = OrderedDict((n, t) for n, t in checkpoint.items() if isinstance(t, Tensor))
     if not tensors:
         raise CheckpointError(
             f'no tensors in this checkpoint; its entries are {sorted(map(str, checkpoint))[:8]}, '
             f'and state dicts are looked for in {", ".join(order)}')
+    if hasattr(checkpoint, '_metadata'):
+        # The versions of the modules, by which some understand their older names.
+        tensors._metadata = checkpoint._metadata
     return tensors
 
 
 def _allow_inert_classes(path: str | Path, stack: ExitStack) -> None:
-    serialization = torch.serialization
-    if not hasattr(serialization, 'get_unsafe_globals_in_checkpoint'):
+    if not restores_objects():
         return
+    serialization = torch.serialization
     try:
         foreign = serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError):
@@ -102,6 +108,22 @@ _multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
 _HARMLESS = (HistoryBuffer, np.ndarray, np.dtype, _multiarray.scalar, _multiarray._reconstruct)
 _DTYPES = [type(np.dtype(name))
            for name in ('int32', 'int64', 'uint8', 'float32', 'float64', 'bool')]
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    # In torch's words, which have changed.
+    if called := re.search(r'GLOBAL ([\w.]+) whose module \S+ is blocked', str(error)):
+        return (
+            f'{path} cannot be read: it calls {called[1]}, which no checkpoint needs. The call was '
+            'not made; do not trust this file')
+    if objects := re.search(r'Unsupported (?:class|global: GLOBAL) ([\w.]+)', str(error)):
+        way_out = ('Save the file again with a newer torch: its format is that of before 1.6'
+                   if restores_objects() else 'Reading it safely needs torch 2.6 or newer')
+        return f'{path} cannot be read: it holds objects of {objects[1]}. {way_out}'
+    return (
+        f'{path} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch checkpoint: it is '
+        'damaged, cut off or something else. Replace it by a new download or copy. torch says: '
+        f'{_first_line(error)}')
 
 
 def _first_line(error: Exception) -> str:

@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from xvit_mm.checkpoints import OfficialNames, load_official, translate
+
+from ..layers.cache import is_compiling
 
 
 class Backbone(BaseModule):
@@ -33,7 +35,8 @@ class Backbone(BaseModule):
             not train and stay in eval mode.
         norm_eval: keep BatchNorm in eval mode while training.
         with_cp: recompute blocks in the backward pass instead of keeping their activations.
-        init_cfg: as in mmengine. `dict(type='Pretrained', checkpoint=...)` takes official files.
+        init_cfg: as in mmengine, default the class's. `dict(type='Pretrained', checkpoint=...)`
+            takes official files.
         unknown: everything else is refused.
 
     Raises:
@@ -43,6 +46,7 @@ class Backbone(BaseModule):
 
     variants: ClassVar[Mapping[str, Any]] = {}
     official_names: ClassVar[OfficialNames | None] = None
+    default_init_cfg: ClassVar[list[dict] | None] = None
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
 
@@ -60,7 +64,7 @@ class Backbone(BaseModule):
     ) -> None:
         if unknown:
             raise TypeError(self._unknown_arguments(unknown))
-        super().__init__(init_cfg)
+        super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
         self.out_indices = _checked_out_indices(out_indices, num_maps or num_stages)
         self.num_stages = num_stages if num_maps else self.out_indices[-1] + 1
         if not -1 <= frozen_stages <= self.num_stages:
@@ -94,8 +98,8 @@ class Backbone(BaseModule):
             return dict(arch)
         if arch not in cls.variants:
             raise ValueError(
-                f'{cls.__name__} has no arch {arch!r}; choose from {", ".join(cls.variants)}, '
-                f'or give a dict with {", ".join(required)}')
+                f'{cls.__name__} has no arch {arch!r}; choose from '
+                f'{", ".join(map(repr, cls.variants))}, or give a dict with {", ".join(required)}')
         return dict(cls.variants[arch])
 
     def fit_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -109,16 +113,19 @@ class Backbone(BaseModule):
         """Initialise as `init_cfg` says; a pretrained file must cover the whole backbone.
 
         Raises:
-            RuntimeError: the file does not fit; says what it is and what this backbone is.
+            CheckpointError: the file does not fit; says what it is and what this backbone is.
         """
-        init_cfg = self.init_cfg
-        if isinstance(init_cfg, dict) and init_cfg.get('type') in ('Pretrained', 'PretrainedInit'):
-            report = load_official(
-                self, init_cfg['checkpoint'], prefix=init_cfg.get('prefix') or None)
-            print_log(str(report), logger='current')
-            self._is_init = True
-        else:
+        init_cfg, first = self.init_cfg, not self.is_init
+        entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+        # As in mmengine, files come last; its own loading does not ask whether they cover all.
+        self.init_cfg = [entry for entry in entries if not _is_pretrained(entry)]
+        try:
             super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+        for entry in filter(_is_pretrained, entries if first else ()):
+            report = load_official(self, entry['checkpoint'], prefix=entry.get('prefix') or None)
+            print_log(str(report), logger='current')
 
     def train(self, mode: bool = True) -> 'Backbone':
         """Set the mode, except of what is frozen."""
@@ -140,13 +147,14 @@ class Backbone(BaseModule):
         """Call a block, with activation checkpointing if that is on and pays."""
         if self.with_cp and self.training:
             # A compiled graph writes BatchNorm's statistics once, and takes no context.
-            contexts = {} if torch.compiler.is_compiling() else dict(
+            contexts = {} if is_compiling() else dict(
                 context_fn=lambda: (nullcontext(), _statistics_kept(block)))
             return checkpoint(block, *inputs, use_reentrant=False, **contexts)
         return block(*inputs)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        # Every way of loading comes through here: an official file is understood on all of them.
+        # Official names are understood however torch or mmengine loads them. In a model that holds
+        # this backbone they must be under its prefix; bare ones come here with `load_official`.
         translate(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -163,12 +171,18 @@ class Backbone(BaseModule):
 
 
 def _checked_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else (out_indices,)
+    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
     ascending = list(indices) == sorted(set(indices))
     if not indices or not ascending or any(i not in range(num_stages) for i in indices):
         raise ValueError(
             f'out_indices={out_indices!r}: give ascending stage numbers from 0 to {num_stages - 1}')
     return indices
+
+
+def _is_pretrained(entry: Mapping[str, Any]) -> bool:
+    kind = entry['type']
+    names = ('Pretrained', 'PretrainedInit')
+    return kind is PretrainedInit or isinstance(kind, str) and kind.split('.')[-1] in names
 
 
 @contextmanager

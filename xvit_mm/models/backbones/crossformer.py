@@ -28,6 +28,7 @@ from xvit_mm.checkpoints import CROSSFORMER_NAMES
 from xvit_mm.registry import MODELS
 
 from ..layers import MLP, EvalCache, Grouping, attend, group_tokens
+from ..settings import TRUNC_NORMAL_INIT, check_drop_path_rate, drop_path_rates
 from .base import Backbone
 
 # CrossFormer Table 1, CrossFormer++ Table 2. Group sizes and intervals are those for
@@ -180,7 +181,22 @@ class CrossFormerBlock(nn.Module):
         return self.cooling(x)
 
 
-class CrossFormerStage(EvalCache):
+class AlternatingGroups(EvalCache):
+    """The groups of a map [B, H, W, C]: (short distance, long distance)."""
+
+    def __init__(self, group_size: int, interval: int) -> None:
+        super().__init__()
+        self.group_size, self.interval = group_size, interval
+
+    def forward(self, x: Tensor) -> tuple[Grouping, Grouping]:
+        # A traced model holds for one size of the map, and for any batch.
+        batch, height, width = x.shape[0], int(x.shape[1]), int(x.shape[2])
+        return self.cached((batch, height, width, x.device), lambda: tuple(
+            group_tokens(batch, height, width, self.group_size, interval=i, device=x.device)
+            for i in (1, self.interval)))
+
+
+class CrossFormerStage(nn.Module):
     """An embedding and its blocks: [B, H, W, C_in] to [B, ceil(H / s), ceil(W / s), C].
 
     Even blocks attend at short distance, odd ones at long distance. The stem is followed by a
@@ -200,7 +216,7 @@ class CrossFormerStage(EvalCache):
         cooling: bool,
     ) -> None:
         super().__init__()
-        self.group_size, self.interval = group_size, interval
+        self.groupings = AlternatingGroups(group_size, interval)
         kernels, stride = (STEM_KERNELS, STEM_STRIDE) if stem else (MERGE_KERNELS, MERGE_STRIDE)
         self.pre_norm = nn.Identity() if stem else nn.LayerNorm(in_channels)
         self.embed = CrossScaleEmbedding(in_channels, embed_dims, kernels=kernels, stride=stride)
@@ -214,13 +230,6 @@ class CrossFormerStage(EvalCache):
     def embedding(self, x: Tensor) -> Tensor:
         """The stage without its blocks."""
         return self.post_norm(self.embed(self.pre_norm(x)))
-
-    def groupings(self, x: Tensor) -> tuple[Grouping, Grouping]:
-        """The groups of x [B, H, W, C]: (short distance, long distance)."""
-        size = (*x.shape[:3], self.group_size)
-        return self.cached((size, x.device), lambda: (
-            group_tokens(*size, interval=1, device=x.device),
-            group_tokens(*size, interval=self.interval, device=x.device)))
 
 
 @MODELS.register_module()
@@ -243,6 +252,7 @@ class CrossFormer(Backbone):
     """
 
     variants = VARIANTS
+    default_init_cfg = TRUNC_NORMAL_INIT
     official_names = CROSSFORMER_NAMES
 
     def __init__(
@@ -267,7 +277,7 @@ class CrossFormer(Backbone):
         super().__init__(
             num_stages=len(settings['depths']), out_indices=out_indices,
             frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
-            init_cfg=_DEFAULT_INIT if init_cfg is None else init_cfg, unknown=unknown)
+            init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         channels = [settings['embed_dims'] * 2**i for i in range(self.num_stages)]
         self.stages = nn.ModuleList(
@@ -309,19 +319,13 @@ class CrossFormer(Backbone):
     def _stage_settings(self, stage: int) -> dict[str, Any]:
         settings = self.settings
         total, first = sum(settings['depths']), sum(settings['depths'][:stage])
-        rates = [settings['drop_path_rate'] * i / max(total - 1, 1) for i in range(total)]
+        rates = drop_path_rates(settings['drop_path_rate'], total)
         return dict(
             num_heads=settings['num_heads'][stage],
             group_size=settings['group_size'][stage],
             interval=settings['interval'][stage],
             drop_paths=rates[first:first + settings['depths'][stage]],
             cooling=settings['cooling'])
-
-
-_DEFAULT_INIT = [
-    dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
-    dict(type='Constant', layer='LayerNorm', val=1., bias=0.),
-]
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -340,5 +344,4 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(
                 f'num_heads={settings["num_heads"]}: {heads} heads do not divide the '
                 f'{dims * 2**i} channels of stage {i}')
-    if not 0 <= settings['drop_path_rate'] < 1:
-        raise ValueError(f'drop_path_rate={settings["drop_path_rate"]}: must be in [0, 1)')
+    check_drop_path_rate(settings['drop_path_rate'])

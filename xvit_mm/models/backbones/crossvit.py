@@ -31,6 +31,8 @@ from xvit_mm.registry import MODELS
 
 from ..layers import FUSIONS, MLP, NORM_EPS, EvalCache, SelfAttention, resample_tokens
 from ..necks.branch_pyramid import BranchPyramid
+from ..settings import (TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
+                        drop_path_rates)
 from .base import Backbone
 
 # Paper Table 1. Pairs are (S, L); depths are the blocks of one encoder. A dagger is a patch
@@ -105,10 +107,11 @@ class BranchEmbedding(EvalCache):
 
     def forward(self, image: Tensor, grid: Grid) -> Tensor:
         size = tuple(n * self.patch_size for n in grid)
-        if image.shape[2:] != size:
+        # A traced model resizes always: at another size it may have to.
+        if image.shape[2:] != size or torch.jit.is_tracing():
             image = F.interpolate(image, size=size, mode='bicubic', align_corners=False)
         patches = self.proj(image).flatten(2).mT
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return tokens + self.cached(grid, lambda: self._positions(grid))
 
     def _positions(self, grid: Grid) -> Tensor:
@@ -186,6 +189,7 @@ class CrossViT(Backbone):
     """
 
     variants = VARIANTS
+    default_init_cfg = TRUNC_NORMAL_INIT
     official_names = CROSSVIT_NAMES
 
     def __init__(
@@ -212,8 +216,7 @@ class CrossViT(Backbone):
         super().__init__(
             num_stages=settings['num_encoders'] + (out_type == 'featmap'), num_maps=4,
             out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
-            with_cp=with_cp, init_cfg=_DEFAULT_INIT if init_cfg is None else init_cfg,
-            unknown=unknown)
+            with_cp=with_cp, init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         self.image_branch = image_branch
         widths = settings['embed_dims']
@@ -282,19 +285,14 @@ class CrossViT(Backbone):
         branch = BRANCHES.index(self.image_branch)
         bottom, right = (n * PATCH_SIZES[branch] - side
                          for n, side in zip(grids[branch], image.shape[2:]))
-        return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+        # A traced model pads always: at another size it may have to.
+        padded = torch.jit.is_tracing() or bottom or right
+        return F.pad(image, (0, right, 0, bottom)) if padded else image
 
     def _drop_paths(self, drop_path_rate: float) -> list[list[float]]:
         depth, encoders = max(self.settings['depths']), self.settings['num_encoders']
-        last = max(depth * encoders - 1, 1)
-        return [[drop_path_rate * (depth * k + i) / last for i in range(depth)]
-                for k in range(encoders)]
-
-
-_DEFAULT_INIT = [
-    dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
-    dict(type='Constant', layer='LayerNorm', val=1., bias=0.),
-]
+        rates = drop_path_rates(drop_path_rate, depth * encoders)
+        return [rates[depth * k:depth * (k + 1)] for k in range(encoders)]
 
 
 def branch_grids(size: tuple[int, int], image_branch: str) -> tuple[Grid, Grid]:
@@ -322,11 +320,9 @@ def _fit_positions(pos_embed: Tensor, grid_side: int) -> Tensor:
 
 
 def _check_choices(out_type: str, fusion: str, image_branch: str) -> None:
-    choices = dict(out_type=OUT_TYPES, fusion=tuple(FUSIONS), image_branch=BRANCHES)
-    given = dict(out_type=out_type, fusion=fusion, image_branch=image_branch)
-    for name, allowed in choices.items():
-        if given[name] not in allowed:
-            raise ValueError(f'{name}={given[name]!r}: choose from {", ".join(allowed)}')
+    check_choice('out_type', out_type, OUT_TYPES)
+    check_choice('fusion', fusion, tuple(FUSIONS))
+    check_choice('image_branch', image_branch, BRANCHES)
     if out_type == 'featmap' and image_branch == 'small':
         raise ValueError(
             "image_branch='small' goes with out_type='cls_token': strides of 4 to 32 pixels are "
@@ -348,5 +344,4 @@ def _check_settings(settings: Mapping[str, Any], drop_path_rate: float) -> None:
         raise ValueError(
             f'embed_dims={settings["embed_dims"]}: num_heads={settings["num_heads"]} must divide '
             'both widths, and so must 4 with multi_conv')
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f'drop_path_rate={drop_path_rate}: must be in [0, 1)')
+    check_drop_path_rate(drop_path_rate)

@@ -10,8 +10,8 @@ There is no official code. The structure is the one that gives the published num
 and multiply-adds of Tables 2 to 7 (see `layers/visual_tokens.py`, with the meaning of the tags).
 What we decided beyond it:
 - The last module has no projector if only its tokens are used [N], and one for maps [I].
-- A norm after every layer of the VT modules, residual branches that start at zero, logits divided
-  by sqrt(d), one head [I]; all four are arguments.
+- A norm after every layer of the VT modules, logits divided by sqrt(d), one head, residual branches
+  that do not start at zero [I]; all four are arguments.
 - VT works at stride 16 [P]. Its map is max-pooled to stride 32, which detectors expect of a
   ResNet's last map [I]; `pool_last=False` gives it as it is.
 """
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from xvit_mm.checkpoints import VT_RESNET_NAMES
 from xvit_mm.registry import MODELS
 
 from ..layers import TOKENIZERS, PointwiseTokens, Projector, TokenTransformer
+from ..settings import check_choice, check_drop_path_rate, drop_path_rates
 from .base import Backbone
 
 # The paper's architecture table: blocks of layers 1 to 3, VT modules in place of layer 4, whether
@@ -91,18 +91,13 @@ class VTSettings:
     norm_cfg: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
-        _check_choice('tokenizer', self.tokenizer, ('filter', 'pooling', 'clustering'))
-        _check_choice('interaction', self.interaction, ('transformer', 'none'))
+        check_choice('tokenizer', self.tokenizer, ('filter', 'pooling', 'clustering'))
+        check_choice('interaction', self.interaction, ('transformer', 'none'))
         if min(self.num_tokens, self.num_modules, self.num_heads) < 1:
             raise ValueError(
                 f'num_tokens={self.num_tokens}, num_modules={self.num_modules}, num_heads='
                 f'{self.num_heads}: all must be at least 1')
-        if self.token_channels % (4 * self.num_heads):
-            raise ValueError(
-                f'token_channels={self.token_channels}: must be a multiple of 4 * num_heads = '
-                f'{4 * self.num_heads}')
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={self.drop_path_rate}: must be in [0, 1)')
+        check_drop_path_rate(self.drop_path_rate)
 
     def build(self, in_channels: int, out_channels: int, *, map_output: bool) -> nn.ModuleList:
         """The modules of a stage; the first projector widens the map.
@@ -110,8 +105,7 @@ class VTSettings:
         Without `map_output` the last module has no projector: its map would not be used.
         """
         modules = nn.ModuleList()
-        rates = np.linspace(0, self.drop_path_rate, self.num_modules).tolist()
-        for i, rate in enumerate(rates):
+        for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.num_modules)):
             projects = self.with_projector and (map_output or i < self.num_modules - 1)
             modules.append(VTModule(
                 self._tokenizer(i, in_channels), self._transformer(rate),
@@ -221,7 +215,7 @@ class VTResNet(Backbone):
         super().__init__(
             num_stages=NUM_CONV_STAGES + 1, out_indices=out_indices, frozen_stages=frozen_stages,
             norm_eval=norm_eval, with_cp=with_cp, init_cfg=init_cfg, unknown=unknown)
-        _check_choice('depth', depth, tuple(VARIANTS))
+        check_choice('depth', depth, tuple(VARIANTS))
         norm_cfg = dict(norm_cfg or dict(type='BN'))
         self.depth, self.pool_last = depth, pool_last
         self.settings = VTSettings(
@@ -322,7 +316,7 @@ class VTResNet(Backbone):
         return F.max_pool2d(x, 2, ceil_mode=True) if self.pool_last else x
 
     def _checked_out_type(self, out_type: str) -> str:
-        _check_choice('out_type', out_type, ('featmap', 'tokens'))
+        check_choice('out_type', out_type, ('featmap', 'tokens'))
         last = NUM_CONV_STAGES in self.out_indices
         if out_type == 'tokens' and not last:
             raise ValueError(
@@ -357,8 +351,3 @@ def _resnet_type() -> str:
             'none of them is installed. Install the one that you work with, for instance '
             '`pip install onedl-mmdetection`, or `mmdet` on the upstream stack')
     return f'{next((p for p in installed if f"{p}.models" in sys.modules), installed[0])}.ResNet'
-
-
-def _check_choice(name: str, value: Any, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f'{name}={value!r}: choose from {", ".join(map(repr, allowed))}')

@@ -34,6 +34,8 @@ from xvit_mm.checkpoints import XFORMER_NAMES
 from xvit_mm.registry import MODELS
 
 from ..layers import ATTN_MODES, MLP, CrossFeatureAttention, fold, unfold
+from ..settings import (TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
+                        drop_path_rates)
 from .base import Backbone
 
 # The paper's stages 2 to 5 are the four stages here, with strides 4 to 32 as in every backbone. Its
@@ -173,6 +175,7 @@ class XFormer(Backbone):
     """
 
     variants = VARIANTS
+    default_init_cfg = TRUNC_NORMAL_INIT
     official_names = XFORMER_NAMES
 
     def __init__(
@@ -198,7 +201,7 @@ class XFormer(Backbone):
         super().__init__(
             num_stages=len(settings['embed_dims']), out_indices=out_indices,
             frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
-            init_cfg=_DEFAULT_INIT if init_cfg is None else init_cfg, unknown=unknown)
+            init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         stem, channels = settings['stem_channels'], settings['embed_dims'][:self.num_stages]
         self.stem = nn.Sequential(
@@ -255,7 +258,7 @@ class XFormer(Backbone):
         blocks += [self._mv3(channels, channels, stride=1)
                    for _ in range(settings['mv3_depths'][stage] - 1)]
         if depths[stage]:
-            rates = torch.linspace(0, settings['drop_path_rate'], sum(depths)).tolist()
+            rates = drop_path_rates(settings['drop_path_rate'], sum(depths))
             first = sum(depths[:stage])
             blocks.append(PatchTransformer(
                 channels, settings['token_dims'][stage],
@@ -266,12 +269,6 @@ class XFormer(Backbone):
                 mode=settings['attn_mode'],
                 init_lambda=settings['init_lambda']))
         return nn.Sequential(*blocks)
-
-
-_DEFAULT_INIT = [
-    dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
-    dict(type='Constant', layer='LayerNorm', val=1., bias=0.),
-]
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -293,11 +290,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f'kernel_size={kernel}: must be odd, for maps of the announced size')
     if settings['expand_ratio'] < 1:
         raise ValueError(f'expand_ratio={settings["expand_ratio"]}: must be at least 1')
-    if settings['attn_mode'] not in ATTN_MODES:
-        raise ValueError(
-            f'attn_mode={settings["attn_mode"]!r}: choose from {", ".join(ATTN_MODES)}')
-    if not 0 <= settings['drop_path_rate'] < 1:
-        raise ValueError(f'drop_path_rate={settings["drop_path_rate"]}: must be in [0, 1)')
+    check_choice('attn_mode', settings['attn_mode'], ATTN_MODES)
+    check_drop_path_rate(settings['drop_path_rate'])
 
 
 def _check_numbers(name: str, values: Sequence[float], *, count: int, least: int) -> list[float]:

@@ -68,7 +68,7 @@ class CrossFeatureAttention(nn.Module):
             sequences = [qkv.reshape(-1, lengths[0], qkv.shape[2])]
         else:
             sequences = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
-        mixed = [self.mix(sequence).reshape(len(x), -1, self.proj.in_features)
+        mixed = [self.mix(sequence).reshape(x.shape[0], -1, self.proj.in_features)
                  for sequence in sequences]
         return self.proj(torch.cat(mixed, dim=1))
 

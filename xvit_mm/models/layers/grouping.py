@@ -24,7 +24,7 @@ class Grouping:
 
     order, inverse: [B * H * W] indices into the tokens, as [B, H, W] flattened.
     shapes: (height, width) in tokens of the groups; groups of one shape stand together.
-    counts: how many groups of each shape the batch has.
+    counts: how many groups of each shape an image has.
     """
 
     order: Tensor
@@ -34,17 +34,18 @@ class Grouping:
 
     def gather(self, tokens: Tensor) -> Tensor:
         """[B * H * W, C] from map order to group order."""
-        return _Permute.apply(tokens, self.order, self.inverse)
+        return _permuted(tokens, self.order, self.inverse)
 
     def scatter(self, tokens: Tensor) -> Tensor:
         """[B * H * W, C] from group order back to map order."""
-        return _Permute.apply(tokens, self.inverse, self.order)
+        return _permuted(tokens, self.inverse, self.order)
 
     def split(self, tokens: Tensor) -> Iterator[Tensor]:
         """[B * H * W, C] in group order to one [groups, tokens per group, C] for each shape."""
         sizes = [n * h * w for n, (h, w) in zip(self.counts, self.shapes)]
-        for chunk, count in zip(tokens.split(sizes), self.counts):
-            yield chunk.unflatten(0, (count, -1))
+        batch = tokens.shape[0] // sum(sizes)
+        for chunk, (height, width) in zip(tokens.split([batch * n for n in sizes]), self.shapes):
+            yield chunk.unflatten(0, (-1, height * width))
 
 
 def group_tokens(
@@ -60,16 +61,17 @@ def group_tokens(
     else:
         rows = _axis_groups(height, group_size, interval)
         columns = _axis_groups(width, group_size, interval)
-    parts, shapes, counts = [], [], []
-    images = torch.arange(batch).view(-1, 1, 1, 1, 1) * (height * width)
-    for r, c in product(rows, columns):
-        parts.append((images + r[:, None, :, None] * width + c[None, :, None, :]).flatten())
-        shapes.append((r.shape[1], c.shape[1]))
-        counts.append(batch * r.shape[0] * c.shape[0])
-    order = torch.cat(parts)
+    pairs = list(product(rows, columns))
+    image = [(r[:, None, :, None] * width + c[None, :, None, :]).flatten() for r, c in pairs]
+    # One copy, of one image: the others are the same, further on.
+    parts = torch.cat(image).to(device).split([len(part) for part in image])
+    starts = torch.arange(batch, device=device)[:, None] * (height * width)
+    order = torch.cat([(starts + part).flatten() for part in parts])
     inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order))
-    return Grouping(order.to(device), inverse.to(device), tuple(shapes), tuple(counts))
+    inverse[order] = torch.arange(order.shape[0], device=device)
+    return Grouping(
+        order, inverse, shapes=tuple((r.shape[1], c.shape[1]) for r, c in pairs),
+        counts=tuple(r.shape[0] * c.shape[0] for r, c in pairs))
 
 
 def _axis_groups(size: int, group_size: int, interval: int) -> list[Tensor]:
@@ -80,7 +82,8 @@ def _axis_groups(size: int, group_size: int, interval: int) -> list[Tensor]:
     """
     window = group_size * interval
     rest_start = size // window * window
-    shorter, num_longer = divmod(size - rest_start, interval)
+    # `divmod` stops torch.compile where sizes are symbols.
+    shorter, num_longer = (size - rest_start) // interval, (size - rest_start) % interval
     whole = torch.arange(0, rest_start, window)[:, None] + torch.arange(interval)
     rest = rest_start + torch.arange(interval)
     kinds = [
@@ -93,6 +96,13 @@ def _axis_groups(size: int, group_size: int, interval: int) -> list[Tensor]:
         for first, length in kinds
         if len(first) and length
     ]
+
+
+def _permuted(tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    # A traced model cannot hold functions with a gradient of their own.
+    if torch.jit.is_tracing():
+        return tokens.index_select(0, order)
+    return _Permute.apply(tokens, order, inverse)
 
 
 class _Permute(torch.autograd.Function):

@@ -114,7 +114,7 @@ def filtered(filters: Tensor, x: Tensor) -> Tensor:
     if x.is_contiguous():
         return filters.mT @ x.flatten(2)
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-    if x.device.type != 'cpu':
+    if x.device.type != 'cpu' or torch.jit.is_tracing():
         return (pixels @ filters).mT
     # Image by image and with filters in rows, or the gradient would transpose the pixels.
     images = zip(pixels, filters.mT.contiguous())

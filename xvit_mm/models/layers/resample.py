@@ -12,7 +12,8 @@ def resample_tokens(
     tokens [B, 1 + h * w, C] on the grid `source` = (h, w) to [B, 1 + h' * w', C] on `target`, both
     grids spanning the same area. mode: `bilinear` or `bicubic`.
     """
-    if source == target:
+    # A traced model interpolates always: for images of another size it may have to.
+    if source == target and not torch.jit.is_tracing():
         return tokens
     patches = tokens[:, 1:].mT.unflatten(2, source)
     patches = F.interpolate(patches, size=target, mode=mode, align_corners=False)

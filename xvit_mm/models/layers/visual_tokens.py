@@ -12,7 +12,7 @@ no bias [N] and are followed by a norm if `norm_cfg` says so [I]; the coefficien
 tokenizer are the exception. Grouped layers on maps have 64 channels per group [N]. Logits that
 are products of two projections are divided by sqrt(d) if `scale_logits` [S], else not [P].
 """
-from math import isqrt
+from math import isqrt, lcm
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class FilterTokenizer(Tokenizer):
         nn.init.kaiming_normal_(self.coefficients.weight, nonlinearity='linear')
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return filtered(self.coefficients.weight.flatten(1).T.expand(len(x), -1, -1), x)
+        return filtered(self.coefficients.weight.flatten(1).T.expand(x.shape[0], -1, -1), x)
 
 
 class RecurrentTokenizer(Tokenizer):
@@ -160,6 +160,10 @@ class TokenTransformer(nn.Module):
         drop_path: float = 0.,
     ) -> None:
         super().__init__()
+        if min(channels, num_heads) < 1 or channels % lcm(4, 2 * num_heads):
+            raise ValueError(
+                f'token_channels={channels}, num_heads={num_heads}: both must be at least 1, and '
+                'token_channels a multiple of 4 and of 2 * num_heads')
         self.num_heads = num_heads
         self.scale = (channels // 2 // num_heads)**-0.5 if scale_logits else 1.
         self.key = token_layer(channels, channels // 2, groups=2, norm_cfg=norm_cfg)
@@ -217,6 +221,10 @@ class Projector(nn.Module):
         drop_path: float = 0.,
     ) -> None:
         super().__init__()
+        if num_heads < 1 or out_channels % num_heads:
+            raise ValueError(
+                f'num_heads={num_heads}: must be at least 1 and divide the {out_channels} channels '
+                'of the map that the tokens are projected to')
         self.num_heads = num_heads
         self.scale = (out_channels // num_heads)**-0.5 if scale_logits else 1.
         self.query = map_layer(

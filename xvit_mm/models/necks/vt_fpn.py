@@ -134,6 +134,8 @@ class VTFPN(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if num_layers < 1:
+            raise ValueError(f'num_layers={num_layers}: must be at least 1')
         self.in_channels, self.out_channels = tuple(in_channels), out_channels
         self.levels = _checked_levels(len(in_channels), start_level, end_level, num_outs)
         self.num_outs = num_outs

@@ -1,0 +1,97 @@
+"""Constants that are remembered in eval mode, and when they are forgotten."""
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xvit_mm.models.backbones.crossformer import AlternatingGroups
+from xvit_mm.models.layers import EvalCache
+from xvit_mm.models.layers.cache import is_compiling
+
+
+class Derived(EvalCache):
+    """A constant that follows from a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.computed = 0
+
+    def forward(self) -> Tensor:
+        return self.cached('size', self._compute)
+
+    def _compute(self) -> Tensor:
+        self.computed += 1
+        return self.layer(torch.full((1, 4), 1 / 3))
+
+
+@torch.no_grad()
+def without_gradients(module: Derived) -> Tensor:
+    return module()
+
+
+def test_what_is_known_is_not_computed_again():
+    module = Derived().eval()
+    assert without_gradients(module) is without_gradients(module) and module.computed == 1
+
+
+def test_each_precision_of_autocast_has_its_own_constants():
+    module = Derived().eval()
+    dtypes = []
+    for _ in range(2):
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast('cpu', dtype):
+                dtypes.append(without_gradients(module).dtype)
+        dtypes.append(without_gradients(module).dtype)
+    assert dtypes == [torch.bfloat16, torch.float16, torch.float32] * 2
+    assert module.computed == 3
+
+
+@pytest.mark.parametrize('in_training_mode', [True, False])
+def test_a_step_of_an_optimizer_that_raises_no_version_is_noticed(in_training_mode):
+    module = Derived().eval()
+    before = without_gradients(module).clone()
+    # Without `train()`, which forgets as well.
+    module.training = in_training_mode
+    module()
+    module.training = False
+    version = module.layer.bias._version
+    module.layer.bias.data.add_(1)
+    assert module.layer.bias._version == version
+    torch.testing.assert_close(without_gradients(module), before + 1)
+
+
+@pytest.mark.parametrize('change', [
+    lambda module: module.layer.bias.data.add_(1) is None or module.eval(),
+    lambda module: nn.init.ones_(module.layer.bias),
+    lambda module: module.double(),
+    lambda module: module.load_state_dict(Derived().state_dict()),
+], ids=['eval', 'write', 'dtype', 'load'])
+def test_changes_are_noticed(change):
+    module = Derived().eval()
+    without_gradients(module)
+    change(module)
+    module.layer.float()
+    assert torch.equal(without_gradients(module), module.layer(torch.full((1, 4), 1 / 3)))
+
+
+def test_modules_on_a_device_without_autocast_remember_too():
+    module = Derived().eval().to('meta')
+    module._compute = object
+    assert without_gradients(module) is without_gradients(module)
+
+
+def test_groups_are_remembered_without_a_look_at_weights():
+    groups = AlternatingGroups(3, 2).eval()
+    assert not list(groups.parameters()) and not groups.state_dict()
+    x = torch.zeros(2, 6, 7, 1)
+    with torch.no_grad():
+        assert groups(x) is groups(x)
+
+
+def test_compilation_is_asked_of_old_and_new_torch(monkeypatch):
+    assert not is_compiling()
+    monkeypatch.setattr(torch._dynamo, 'is_compiling', lambda: True)
+    assert not is_compiling()
+    # As before torch 2.3.
+    monkeypatch.delattr(torch.compiler, 'is_compiling')
+    assert is_compiling()

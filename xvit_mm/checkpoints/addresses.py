@@ -1,0 +1,107 @@
+"""From a path, an address or a name in a model zoo to a local file."""
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, get_rank
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+
+from .errors import CheckpointError
+
+# mmengine's names of model zoos.
+ZOOS = ('torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls')
+ALLOWED = (
+    'a path, an address (http://, https://, or s3:// with its client installed) or a name in a '
+    'model zoo (torchvision://resnet50, open-mmlab://NAME, mmcls://NAME)')
+
+
+@contextmanager
+def local_file(address: str | Path) -> Iterator[Path]:
+    """The local file of a checkpoint, downloaded if need be.
+
+    Downloads are kept where `torch.hub` keeps them, so each is made once. In distributed training
+    every process must come here: the first one downloads while the others wait.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the address is of a kind that is not known, or cannot be reached.
+    """
+    scheme, separator, name = str(address).partition('://')
+    if scheme in ZOOS:
+        # An entry of the user's own may be a file.
+        address = _zoo_entry(scheme, name)
+        scheme, separator, _ = address.partition('://')
+    with ExitStack() as stack:
+        if not separator:
+            path = Path(address).expanduser()
+        elif scheme in ('http', 'https'):
+            path = _downloaded(str(address))
+        else:
+            path = Path(_from_storage(str(address), stack))
+        if not path.is_file():
+            raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist or is not a file')
+        yield path
+
+
+def _zoo_entry(zoo: str, name: str) -> str:
+    """Address or path of a checkpoint in one of mmengine's tables."""
+    # Imports much of mmengine, which the package itself does not need.
+    from mmengine.runner import checkpoint as tables
+    if zoo in ('torchvision', 'modelzoo'):
+        table = tables.get_torchvision_models()
+    elif zoo == 'mmcls':
+        table = tables.get_mmcls_models()
+    else:
+        table = tables.get_external_models()
+        name = tables.get_deprecated_model_names().get(name, name)
+    if name not in table:
+        raise CheckpointError(f'{zoo}://{name} is not in the model zoo{_meant(name, table)}')
+    entry = table[name]
+    return entry if '://' in entry else os.path.join(tables._get_mmengine_home(), entry)
+
+
+def _meant(name: str, table: Mapping[str, str]) -> str:
+    close = get_close_matches(name, table, n=3, cutoff=0.3)
+    return f'; close to it are {", ".join(close)}' if close else f'. Allowed is {ALLOWED}'
+
+
+def _downloaded(url: str) -> Path:
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    try:
+        if get_rank() == 0:
+            _download(url, path)
+    finally:
+        # Also after a failure: the others would wait for ever.
+        barrier()
+    # On another machine the file may still be missing.
+    _download(url, path)
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    if path.is_file():
+        return
+    print_log(f'Downloading {url} to {path}', logger='current')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f'{url} cannot be downloaded: {error}. Get the file in another way and give its path, '
+            f'or put it at {path}') from None
+
+
+def _from_storage(address: str, stack: ExitStack) -> str:
+    try:
+        return stack.enter_context(get_local_path(address))
+    # Each of mmengine's storages has errors of its own; that of an unknown one is a KeyError.
+    except Exception as error:
+        raise CheckpointError(
+            f'checkpoint {address!r} cannot be reached ({type(error).__name__}: {error}). '
+            f'Allowed is {ALLOWED}') from None
