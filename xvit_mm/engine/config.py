@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 # Top-level entries that a config need not have for a command line to set them.
 _RUNNER_ENTRIES = {
@@ -116,8 +117,8 @@ def use_resume(cfg: Config, checkpoint: str | None = None) -> None:
     Without any there, the training starts as the config says, which a line tells.
     """
     if checkpoint is None and not Path(cfg.work_dir, 'last_checkpoint').is_file():
-        print(f'{cfg.work_dir} has no checkpoint to resume from: the training starts from the '
-              'beginning')
+        print_log(f'{cfg.work_dir} has no checkpoint to resume from: the training starts from the '
+                  'beginning')
         cfg.resume = False
         return
     # mmengine looks for the latest checkpoint itself.
