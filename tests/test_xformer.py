@@ -1,7 +1,12 @@
 """XFormer against literal loops, against the numbers of its specification, and at its limits."""
 import copy
 import math
+import os
+import re
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +23,8 @@ from xvit_mm.models.backbones.xformer import MV3Block, PatchTransformer, XFBlock
 from xvit_mm.models.heads import XFormerClsHead
 from xvit_mm.models.layers import CrossFeatureAttention, fold, unfold
 from xvit_mm.registry import MODELS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 MODES = ['vector', 'map']
 SMALL_ARCH = dict(stem_channels=(8, 8), embed_dims=(16, 16, 24, 32), mv3_depths=(2, 1, 1, 1),
@@ -336,6 +343,22 @@ def test_attention_builds_nothing_larger_than_q_k_and_v(mode):
     memory = peak_memory(layer, torch.zeros(1, tokens, 32), (tokens // 4,) * 4)
     assert memory.largest == 3 * 24 * tokens * 4
     assert memory.peak < 4 * memory.largest
+
+
+def test_time_of_1024_is_at_most_4_6_times_that_of_512():
+    # Other work on the machine may spoil one measurement, not several.
+    assert any(time_ratio() <= 4.6 for _ in range(3))
+
+
+def time_ratio() -> float:
+    """Processor time of the backbone at 1024 over that at 512, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'benchmark.py'), 'xvit_mm.XFormer', '--sizes', '512',
+         '1024', '--threads', '1', '--rounds', '5', '--clock', 'processor', '--allocator',
+         'keeping'], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    small, large = re.findall(r'xvit_mm\.XFormer eager +[\d.]+ +([\d.]+)', done.stdout)
+    return float(large) / float(small)
 
 
 # The numbers of the specification.
