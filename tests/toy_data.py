@@ -7,6 +7,7 @@ writer for each data set class; subclasses are written as the nearest class in i
 import json
 import pickle
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,18 +132,6 @@ def _write_ade20k(dataset: BaseDataset) -> None:
     _write_official(dataset, _ADE20K)
 
 
-def _write_cityscapes(dataset: BaseDataset) -> None:
-    _write_official(dataset, _CITYSCAPES)
-
-
-def _write_coco_stuff(dataset: BaseDataset) -> None:
-    _write_official(dataset, _COCO_STUFF)
-
-
-def _write_lip(dataset: BaseDataset) -> None:
-    _write_official(dataset, _LIP)
-
-
 def _write_official(dataset: BaseDataset, splits: list[tuple[str, str, str]]) -> None:
     for images, labels, stem in splits:
         root = Path(dataset.data_root)
@@ -225,9 +214,9 @@ def _write_image(path: Path, image: np.ndarray) -> None:
 KINDS = {
     'CocoDataset': _write_coco,
     'ADE20KDataset': _write_ade20k,
-    'CityscapesDataset': _write_cityscapes,
-    'COCOStuffDataset': _write_coco_stuff,
-    'LIPDataset': _write_lip,
+    'CityscapesDataset': partial(_write_official, splits=_CITYSCAPES),
+    'COCOStuffDataset': partial(_write_official, splits=_COCO_STUFF),
+    'LIPDataset': partial(_write_official, splits=_LIP),
     'BaseSegDataset': _write_segmentation,
     'ImageNet': _write_imagenet,
     'CIFAR10': _write_cifar10,

@@ -2,21 +2,12 @@
 # DeiT. Evaluated as CrossViT's repository does: short side 384 * 256 / 224, then the centre.
 _base_ = './imagenet_deit.py'
 
-mean, std = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395]  # BGR, as the images are loaded
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=384, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in mean], interpolation='bicubic')),
-    dict(type='RandomErasing', erase_prob=0.25, mode='rand', min_area_ratio=0.02,
-         max_area_ratio=1 / 3, fill_color=mean, fill_std=std),
+    {{_base_.rand_augment}},
+    {{_base_.random_erasing}},
     dict(type='PackInputs'),
 ]
 test_pipeline = [
