@@ -123,7 +123,9 @@ def _check_labels(split: Split) -> Iterator[str]:
     if pixels[:count].sum() == 0:
         raise split.problem('no pixel of the labels has a class; all are to be ignored',
                             'The label maps are empty, or reduce_zero_label does not fit them')
-    share = pixels[_ignore_index(split):][:1].sum() / total
+    ignored = _ignore_index(split)
+    # One that eight bits cannot hold, such as -100, stands in no label.
+    share = (pixels[ignored] if 0 <= ignored < len(pixels) else 0) / total
     yield f'  opened: {plural(len(indices), "label map")}; {share:.1%} of the pixels ignored'
     order = [i for i in np.argsort(-pixels[:count], kind='stable') if pixels[i]]
     yield from count_lines(
