@@ -79,13 +79,15 @@ def columns(x: torch.Tensor) -> list[list[float]]:
     return x.flatten(1).T.tolist()
 
 
-def literal_tokenizer(module, x: torch.Tensor, filters: list[list[float]]) -> torch.Tensor:
-    """One token per filter: project(sum_p softmax_p(filter . x_p) value(x_p))."""
+def literal_tokenizer(module, x: torch.Tensor, filters: list, scaled: bool = True) -> torch.Tensor:
+    """One token per filter: project(sum_p softmax_p(filter . x_p / sqrt(C)) value(x_p))."""
+    scale = 1 / math.sqrt(len(x)) if scaled else 1
     keys = values = columns(x)
     if isinstance(module, RecurrentTokenizer):
         keys = [literal_layer(module.key, pixel) for pixel in keys]
     values = [literal_layer(module.value, pixel) for pixel in values]
-    found = [mixed(literal_softmax([dot(f, key) for key in keys]), values) for f in filters]
+    found = [mixed(literal_softmax([scale * dot(f, key) for key in keys]), values)
+             for f in filters]
     return tensor([literal_layer(module.project, token) for token in found]).T
 
 
@@ -161,24 +163,27 @@ def assert_equal(results: torch.Tensor, expected: list[torch.Tensor]) -> None:
     torch.testing.assert_close(results, torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize('scale_logits', [True, False])
 @pytest.mark.parametrize('value_conv', [True, False])
 @pytest.mark.parametrize('token_channels', [CT, C])
-def test_filter_tokenizer_equals_literal_loops(narrow_groups, value_conv, token_channels):
-    module = build(FilterTokenizer, C, token_channels, value_conv=value_conv, **TOKENIZING)
+def test_filter_tokenizer_equals_literal_loops(
+        narrow_groups, value_conv, token_channels, scale_logits):
+    module = build(FilterTokenizer, C, token_channels, value_conv=value_conv,
+                   scale_logits=scale_logits, **TOKENIZING)
     x, filters = random(2, C, H, W), module.coefficients.weight.flatten(1).tolist()
     assert not value_conv or module.value.conv.groups == 2
-    assert_equal(module(x), [literal_tokenizer(module, image, filters) for image in x])
+    assert_equal(
+        module(x), [literal_tokenizer(module, image, filters, scale_logits) for image in x])
 
 
 @pytest.mark.parametrize('scale_logits', [True, False])
 def test_recurrent_tokenizer_equals_literal_loops(narrow_groups, scale_logits):
     module = build(RecurrentTokenizer, C, CT, scale_logits=scale_logits, **TOKENIZING)
     x, tokens = random(2, C, H, W), random(2, CT, L)
-    scale = 1 / math.sqrt(C) if scale_logits else 1
     expected = []
     for image, earlier in zip(x, tokens):
-        filters = [[scale * v for v in literal_layer(module.query, t)] for t in columns(earlier)]
-        expected.append(literal_tokenizer(module, image, filters))
+        filters = [literal_layer(module.query, t) for t in columns(earlier)]
+        expected.append(literal_tokenizer(module, image, filters, scale_logits))
     assert_equal(module(x, tokens), expected)
 
 
@@ -209,6 +214,23 @@ def test_token_transformer_equals_literal_loops(num_heads, scale_logits):
         TokenTransformer, CT, num_heads=num_heads, scale_logits=scale_logits, norm_cfg=None)
     tokens = random(2, CT, L)
     assert_equal(module(tokens), [literal_transformer(module, t, scale_logits) for t in tokens])
+
+
+@pytest.mark.parametrize('norm_cfg', [dict(type='BN'), None])
+def test_attention_starts_spread_out(norm_cfg):
+    """Weights of a new module are at most a few times those of an average."""
+    torch.manual_seed(0)
+    x, tokens = torch.randn(4, 256, 14, 14), torch.randn(4, 1024, 16)
+    settings = dict(num_tokens=16, norm_cfg=norm_cfg)
+    for spread, tokenizer in (25, FilterTokenizer), (2, RecurrentTokenizer):
+        attention = tokenizer(256, 1024, **settings).attention(x, tokens)
+        assert attention.max() * attention.shape[-1] < spread
+    for scale_logits in True, False:
+        filters = FilterTokenizer(256, 1024, scale_logits=scale_logits, **settings)
+        assert 0.8 < filters.logits(x, None).std() < 1.2
+    related = TokenTransformer(1024, norm_cfg=norm_cfg).related(tokens)
+    torch.testing.assert_close(
+        related, tokens.mean(2, keepdim=True).expand_as(related), rtol=0, atol=0.3)
 
 
 def test_tokens_without_interaction_equal_literal_loops():

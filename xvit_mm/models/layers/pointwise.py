@@ -53,18 +53,19 @@ def map_layer(
     *,
     norm_cfg: NormCfg,
     group_width: int | None = None,
+    gain: float = 1.,
 ) -> PointwiseConv:
     """Point-wise layer on a map, [B, C_in, H, W] to [B, C_out, H, W], and its norm.
 
     `group_width` output channels see one group of the input, as far as the channels divide; by
-    default every channel sees all.
+    default every channel sees all. The output starts at `gain` times the size of the input.
     """
     groups = out_channels // group_width if group_width else 1
     groups = max(1, gcd(groups, in_channels, out_channels))
     layer = PointwiseConv(
         in_channels, out_channels, 1, groups=groups, bias=False, norm_cfg=_copied(norm_cfg),
         act_cfg=None)
-    return _variance_kept(layer)
+    return _initialised(layer, gain)
 
 
 def token_layer(
@@ -73,11 +74,13 @@ def token_layer(
     *,
     norm_cfg: NormCfg,
     groups: int = 1,
+    gain: float = 1.,
     zero_init: bool = False,
 ) -> ConvModule:
     """Point-wise layer on tokens, [B, C_in, L] to [B, C_out, L], and its norm.
 
-    `zero_init`: the norm starts with weight 0, so that a residual branch starts as nothing.
+    The output starts at `gain` times the size of the input. `zero_init`: the norm starts with
+    weight 0, so that a residual branch starts as nothing.
     """
     if norm_cfg is not None and norm_cfg['type'] in ('BN', 'BN2d'):
         norm_cfg = dict(norm_cfg, type='BN1d')
@@ -85,8 +88,8 @@ def token_layer(
         in_channels, out_channels, 1, groups=groups, bias=False, conv_cfg=dict(type='Conv1d'),
         norm_cfg=_copied(norm_cfg), act_cfg=None)
     if zero_init and norm_cfg is not None:
-        nn.init.zeros_(layer.norm.weight)
-    return _variance_kept(layer)
+        gain = 0.
+    return _initialised(layer, gain)
 
 
 def product_logits(filters: Tensor, layer: PointwiseConv, x: Tensor) -> Tensor:
@@ -100,9 +103,10 @@ def product_logits(filters: Tensor, layer: PointwiseConv, x: Tensor) -> Tensor:
         return filtered(filters, layer(x))
     weight, bias = folded
     groups = layer.conv.groups
-    by_group = weight.flatten(1).unflatten(0, (groups, -1)).mT @ filters.unflatten(1, (groups, -1))
+    weight = weight.flatten(1).unflatten(0, (groups, -1))
+    by_group = weight.transpose(1, 2) @ filters.unflatten(1, (groups, -1))
     logits = filtered(by_group.flatten(1, 2), x)
-    return logits if bias is None else logits + filters.mT @ bias[:, None]
+    return logits if bias is None else logits + filters.transpose(1, 2) @ bias[:, None]
 
 
 # The functions below read a map and its gradient in the layout that it has, channels first or last:
@@ -112,20 +116,20 @@ def product_logits(filters: Tensor, layer: PointwiseConv, x: Tensor) -> Tensor:
 def filtered(filters: Tensor, x: Tensor) -> Tensor:
     """Products of filters [B, C, L] and the pixels of a map [B, C, H, W]: [B, L, H * W]."""
     if x.is_contiguous():
-        return filters.mT @ x.flatten(2)
+        return filters.transpose(1, 2) @ x.flatten(2)
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     if x.device.type != 'cpu' or torch.jit.is_tracing():
-        return (pixels @ filters).mT
+        return (pixels @ filters).transpose(1, 2)
     # Image by image and with filters in rows, or the gradient would transpose the pixels.
-    images = zip(pixels, filters.mT.contiguous())
-    return torch.stack([F.linear(image, f) for image, f in images]).mT
+    images = zip(pixels, filters.transpose(1, 2).contiguous())
+    return torch.stack([F.linear(image, f) for image, f in images]).transpose(1, 2)
 
 
 def averaged(x: Tensor, weights: Tensor) -> Tensor:
     """Sums over the pixels of a map [B, C, H, W] with weights [B, L, H * W]: [B, C, L]."""
     if x.is_contiguous() and x.requires_grad:
-        return x.flatten(2) @ weights.mT
-    return (weights @ x.permute(0, 2, 3, 1).flatten(1, 2)).mT
+        return x.flatten(2) @ weights.transpose(1, 2)
+    return (weights @ x.permute(0, 2, 3, 1).flatten(1, 2)).transpose(1, 2)
 
 
 def added(x: Tensor, value: Tensor, weights: Tensor) -> Tensor:
@@ -133,15 +137,19 @@ def added(x: Tensor, value: Tensor, weights: Tensor) -> Tensor:
     heads = weights.shape[1]
     if heads == 1 and not x.is_contiguous():
         pixels = x.permute(0, 2, 3, 1)
-        sums = torch.baddbmm(pixels.flatten(1, 2), weights[:, 0].mT, value.mT)
+        weights = weights[:, 0].transpose(1, 2)
+        sums = torch.baddbmm(pixels.flatten(1, 2), weights, value.transpose(1, 2))
         return sums.view(pixels.shape).permute(0, 3, 1, 2)
     base, value = (t.unflatten(1, (heads, -1)).flatten(0, 1) for t in (x.flatten(2), value))
     return torch.baddbmm(base, value, weights.flatten(0, 1)).view(x.shape)
 
 
-def _variance_kept(layer: ConvModule) -> ConvModule:
-    """Initialised so that VT also trains without norms."""
+def _initialised(layer: ConvModule, gain: float) -> ConvModule:
+    """The weights keep the variance, so that VT also trains without norms; then comes `gain`."""
     nn.init.kaiming_normal_(layer.conv.weight, nonlinearity='linear')
+    weight = layer.norm.weight if layer.with_norm else layer.conv.weight
+    if weight is not None:
+        weight.data.mul_(gain)
     return layer
 
 

@@ -25,6 +25,8 @@ from .pointwise import (NormCfg, added, averaged, filtered, map_layer, product_l
 
 GROUP_WIDTH = 64
 KMEANS_STEPS = 3
+# Attention that is narrow from the start slows training from scratch (measured in docs/vt.md).
+QUERY_GAIN = 0.1
 
 
 class Tokenizer(nn.Module):
@@ -75,10 +77,12 @@ class FilterTokenizer(Tokenizer):
     def __init__(self, in_channels: int, token_channels: int, **options: Any) -> None:
         super().__init__(in_channels, token_channels, **options)
         self.coefficients = nn.Conv2d(in_channels, self.num_tokens, 1, bias=False)
-        nn.init.kaiming_normal_(self.coefficients.weight, nonlinearity='linear')
+        # So that the logits start as large as the pixels are.
+        nn.init.normal_(self.coefficients.weight, std=in_channels**-0.5 / self.scale)
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return filtered(self.coefficients.weight.flatten(1).T.expand(x.shape[0], -1, -1), x)
+        filters = self.coefficients.weight.flatten(1).T * self.scale
+        return filtered(filters.expand(x.shape[0], -1, -1), x)
 
 
 class RecurrentTokenizer(Tokenizer):
@@ -91,7 +95,8 @@ class RecurrentTokenizer(Tokenizer):
         super().__init__(in_channels, token_channels, **options)
         norm_cfg = options['norm_cfg']
         self.key = map_layer(in_channels, in_channels, norm_cfg=norm_cfg, group_width=GROUP_WIDTH)
-        self.query = token_layer(token_channels, in_channels, norm_cfg=norm_cfg)
+        self.query = token_layer(
+            token_channels, in_channels, norm_cfg=norm_cfg, gain=QUERY_GAIN)
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return product_logits(self.query(tokens) * self.scale, self.key, x)
@@ -126,7 +131,7 @@ class ClusteringTokenizer(Tokenizer):
     """
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return filtered(self.centroids(x), x)
+        return filtered(self.centroids(x) * self.scale, x)
 
     @torch.no_grad()
     def centroids(self, x: Tensor) -> Tensor:
@@ -135,7 +140,7 @@ class ClusteringTokenizer(Tokenizer):
         pixels = F.normalize(x.float().flatten(2), dim=1)
         centroids = F.normalize(_pool(x.float(), self.num_tokens), dim=1)
         for _ in range(KMEANS_STEPS):
-            nearest = (centroids.mT @ pixels).argmax(dim=1)  # B, HW
+            nearest = (centroids.transpose(1, 2) @ pixels).argmax(dim=1)  # B, HW
             members = F.one_hot(nearest, self.num_tokens).to(pixels)  # B, HW, L
             sums = F.normalize(pixels @ members, dim=1)
             centroids = torch.where(members.any(dim=1)[:, None], sums, centroids)
@@ -167,7 +172,8 @@ class TokenTransformer(nn.Module):
         self.num_heads = num_heads
         self.scale = (channels // 2 // num_heads)**-0.5 if scale_logits else 1.
         self.key = token_layer(channels, channels // 2, groups=2, norm_cfg=norm_cfg)
-        self.query = token_layer(channels, channels // 2, groups=2, norm_cfg=norm_cfg)
+        self.query = token_layer(
+            channels, channels // 2, groups=2, norm_cfg=norm_cfg, gain=QUERY_GAIN)
         self.fc1 = token_layer(channels, channels, norm_cfg=norm_cfg)
         self.fc2 = token_layer(channels, channels, norm_cfg=norm_cfg, zero_init=zero_init)
         self.drop_path = DropPath(drop_path)
@@ -181,8 +187,8 @@ class TokenTransformer(nn.Module):
         key, query, value = (
             t.unflatten(1, (self.num_heads, -1))
             for t in (self.key(tokens) * self.scale, self.query(tokens), tokens))
-        weights = (key.mT @ query).softmax(dim=-1)  # B, heads, L, L
-        return (value @ weights.mT).flatten(1, 2)
+        weights = (key.transpose(2, 3) @ query).softmax(dim=-1)  # B, heads, L, L
+        return (value @ weights.transpose(2, 3)).flatten(1, 2)
 
 
 class PointwiseTokens(nn.Module):
@@ -228,7 +234,8 @@ class Projector(nn.Module):
         self.num_heads = num_heads
         self.scale = (out_channels // num_heads)**-0.5 if scale_logits else 1.
         self.query = map_layer(
-            in_channels, out_channels, norm_cfg=norm_cfg, group_width=group_width)
+            in_channels, out_channels, norm_cfg=norm_cfg, group_width=group_width,
+            gain=QUERY_GAIN)
         self.key = token_layer(token_channels, out_channels, norm_cfg=norm_cfg)
         self.value = nn.Identity()
         if token_channels != out_channels:
@@ -249,7 +256,7 @@ class Projector(nn.Module):
         if self.num_heads == 1:
             return product_logits(key, self.query, x)[:, None]
         query, key = (t.unflatten(1, (self.num_heads, -1)) for t in (self.query(x).flatten(2), key))
-        return key.mT @ query
+        return key.transpose(2, 3) @ query
 
 
 TOKENIZERS = dict(
