@@ -37,6 +37,8 @@ EXTRAS = {
         'pytest',
         'pytest-xdist',
         'timm',
+        'onnx',
+        'onnxruntime',
         'faster-coco-eval',
     ],
 }

@@ -110,7 +110,7 @@ class BranchEmbedding(EvalCache):
         # A traced model resizes always: at another size it may have to.
         if image.shape[2:] != size or torch.jit.is_tracing():
             image = F.interpolate(image, size=size, mode='bicubic', align_corners=False)
-        patches = self.proj(image).flatten(2).mT
+        patches = self.proj(image).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return tokens + self.cached(grid, lambda: self._positions(grid))
 

@@ -239,7 +239,7 @@ class VTResNet(Backbone):
             x, tokens = maps[-1], None
             for module in self.vt:
                 x, tokens = self._run(module, x, tokens)
-            maps.append(tokens.mT if self.out_type == 'tokens' else self._pooled(x))
+            maps.append(tokens.transpose(1, 2) if self.out_type == 'tokens' else self._pooled(x))
         return tuple(maps[i].contiguous() for i in self.out_indices)
 
     @torch.no_grad()

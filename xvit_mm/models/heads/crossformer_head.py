@@ -40,4 +40,4 @@ class CrossFormerClsHead(ClsHead):
             raise ValueError(
                 f'the last map has {last.shape[1]} channels but in_channels={self.in_channels}: '
                 'give the head the last of the backbone\'s out_channels')
-        return self.fc(self.norm(last.flatten(2).mT).mean(1))
+        return self.fc(self.norm(last.flatten(2).transpose(1, 2)).mean(1))

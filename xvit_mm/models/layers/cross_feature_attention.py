@@ -82,7 +82,7 @@ class CrossFeatureAttention(nn.Module):
         # Half of the 1 / N before the sum over N tokens and half after it: neither the terms nor
         # the sum then leave the range of fp16.
         scale = key.shape[1]**-0.5
-        context = self.token_conv(key.flatten(2).mT)  # [S, heads, N]
+        context = self.token_conv(key.flatten(2).transpose(1, 2))  # [S, heads, N]
         feature = self.feature_conv(key.mean(1))  # [S, heads, d]
         summary = torch.einsum('shn,snhd->shd', context * scale, value) * scale
         weight = torch.einsum('snhd,shd->snh', query, feature)
@@ -91,7 +91,8 @@ class CrossFeatureAttention(nn.Module):
 
     def _map(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scale = key.shape[1]**-0.5
-        context = self.token_conv(key.flatten(2).mT).mT.unflatten(2, (self.num_heads, -1))
+        context = self.token_conv(key.flatten(2).transpose(1, 2))  # [S, D, N]
+        context = context.transpose(1, 2).unflatten(2, (self.num_heads, -1))
         scores = context * self._along_features(key) * scale
         summary = torch.einsum('snhd,snhe->shde', scores, value) * scale
         summary = (self.temperature.unsqueeze(2) * summary).to(query)

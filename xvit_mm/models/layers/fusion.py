@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
         # The softmax cancels what the bias adds, one number per head; without it the bias would be
         # a parameter that gets no gradient.
         shift = (query * self.wk.bias.unflatten(0, per_head)).sum(-1, keepdim=True)
-        mixed = (key @ x.mT + shift).softmax(dim=-1) @ x
+        mixed = (key @ x.transpose(1, 2) + shift).softmax(dim=-1) @ x
         value = torch.einsum('bhc,hdc->bhd', mixed, self.wv.weight.unflatten(0, per_head))
         return self.proj(value.flatten(1) + self.wv.bias)[:, None]
 

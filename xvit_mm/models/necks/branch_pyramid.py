@@ -73,4 +73,4 @@ class BranchPyramid(nn.Module):
     @staticmethod
     def _map(norm: nn.Module, readout: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = norm(tokens)
-        return (tokens[:, 1:] + readout(tokens[:, :1])).mT.unflatten(2, grid)
+        return (tokens[:, 1:] + readout(tokens[:, :1])).transpose(1, 2).unflatten(2, grid)
