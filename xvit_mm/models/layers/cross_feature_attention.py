@@ -75,13 +75,14 @@ class CrossFeatureAttention(nn.Module):
     def mix(self, qkv: Tensor) -> Tensor:
         """[sequences, N, 3 D] to [sequences, N, D]."""
         query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)  # [S, N, heads, d]
-        read = self._vector if self.mode == 'vector' else self._map
-        return read(_unit_length(query), _unit_length(key), value).flatten(2)
-
-    def _vector(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # Half of the 1 / N before the sum over N tokens and half after it: neither the terms nor
-        # the sum then leave the range of fp16.
-        scale = key.shape[1]**-0.5
+        # the sum then leave the range of fp16. N of qkv itself: behind unflatten it would be a
+        # constant of an ONNX model.
+        scale = qkv.shape[1]**-0.5
+        read = self._vector if self.mode == 'vector' else self._map
+        return read(_unit_length(query), _unit_length(key), value, scale).flatten(2)
+
+    def _vector(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         context = self.token_conv(key.flatten(2).transpose(1, 2))  # [S, heads, N]
         feature = self.feature_conv(key.mean(1))  # [S, heads, d]
         summary = torch.einsum('shn,snhd->shd', context * scale, value) * scale
@@ -89,8 +90,7 @@ class CrossFeatureAttention(nn.Module):
         summary = (self.temperature * summary).to(weight)
         return weight.unsqueeze(3) * summary.unsqueeze(1)
 
-    def _map(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scale = key.shape[1]**-0.5
+    def _map(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         context = self.token_conv(key.flatten(2).transpose(1, 2))  # [S, D, N]
         context = context.transpose(1, 2).unflatten(2, (self.num_heads, -1))
         scores = context * self._along_features(key) * scale

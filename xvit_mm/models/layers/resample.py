@@ -15,6 +15,8 @@ def resample_tokens(
     # A traced model interpolates always: for images of another size it may have to.
     if source == target and not torch.jit.is_tracing():
         return tokens
-    patches = tokens[:, 1:].transpose(1, 2).unflatten(2, source)
+    patches = tokens[:, 1:].transpose(1, 2)
+    # Not unflatten, whose sizes would be constants of an ONNX model.
+    patches = patches.reshape(*patches.shape[:2], *source)
     patches = F.interpolate(patches, size=target, mode=mode, align_corners=False)
     return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)

@@ -33,7 +33,7 @@ class PyramidLevel(nn.Module):
         grid = tuple(n * cells for n in maps[1].shape[2:])
         x = sum(F.interpolate(proj(x), size=grid, mode='bilinear', align_corners=False)
                 for proj, x in zip(self.projs, maps))
-        height, width = (-(-n // self.stride) for n in size)
+        height, width = ((n + self.stride - 1) // self.stride for n in size)
         return self.reduce(x)[..., :height, :width].contiguous()
 
 
@@ -73,4 +73,6 @@ class BranchPyramid(nn.Module):
     @staticmethod
     def _map(norm: nn.Module, readout: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = norm(tokens)
-        return (tokens[:, 1:] + readout(tokens[:, :1])).transpose(1, 2).unflatten(2, grid)
+        x = (tokens[:, 1:] + readout(tokens[:, :1])).transpose(1, 2)
+        # Not unflatten, whose sizes would be constants of an ONNX model.
+        return x.reshape(*x.shape[:2], *grid)
