@@ -10,7 +10,7 @@ from torch import nn
 
 from xvit_mm.checkpoints import CheckpointError, load_official
 from xvit_mm.complexity import count_macs
-from xvit_mm.models.backbones import VTResNet
+from xvit_mm.models.backbones import VTResNet, vt_resnet
 from xvit_mm.models.heads import VTClsHead
 from xvit_mm.models.layers import (ClusteringTokenizer, FilterTokenizer, PointwiseTokens,
                                    PoolingTokenizer, Projector, RecurrentTokenizer,
@@ -221,14 +221,15 @@ def test_attention_starts_spread_out(norm_cfg):
     """Weights of a new module are at most a few times those of an average."""
     torch.manual_seed(0)
     x, tokens = torch.randn(4, 256, 14, 14), torch.randn(4, 1024, 16)
-    settings = dict(num_tokens=16, norm_cfg=norm_cfg)
+    settings = dict(num_tokens=16, norm_cfg=norm_cfg, query_gain=vt_resnet.QUERY_GAIN)
     for spread, tokenizer in (25, FilterTokenizer), (2, RecurrentTokenizer):
         attention = tokenizer(256, 1024, **settings).attention(x, tokens)
         assert attention.max() * attention.shape[-1] < spread
     for scale_logits in True, False:
         filters = FilterTokenizer(256, 1024, scale_logits=scale_logits, **settings)
         assert 0.8 < filters.logits(x, None).std() < 1.2
-    related = TokenTransformer(1024, norm_cfg=norm_cfg).related(tokens)
+    transformer = TokenTransformer(1024, norm_cfg=norm_cfg, query_gain=vt_resnet.QUERY_GAIN)
+    related = transformer.related(tokens)
     torch.testing.assert_close(
         related, tokens.mean(2, keepdim=True).expand_as(related), rtol=0, atol=0.3)
 

@@ -11,7 +11,7 @@ and multiply-adds of Tables 2 to 7 (see `layers/visual_tokens.py`, with the mean
 What we decided beyond it:
 - The last module has no projector if only its tokens are used [N], and one for maps [I].
 - A norm after every layer of the VT modules, logits divided by sqrt(d), one head, residual branches
-  that do not start at zero [I]; all four are arguments.
+  that do not start at zero [I]; all four are arguments. Queries start small [I].
 - VT works at stride 16 [P]. Its map is max-pooled to stride 32, which detectors expect of a
   ResNet's last map [I]; `pool_last=False` gives it as it is.
 """
@@ -48,6 +48,8 @@ VARIANTS = {depth: dict(zip(_FIELDS, row)) for depth, row in {
 # Where a ResNet may come from; they agree in structure and in the names of their tensors.
 PACKAGES = ('mmdet', 'mmpretrain', 'mmseg')
 NUM_CONV_STAGES = 3
+# Attention that is narrow from the start slows training from scratch (measured in docs/vt.md).
+QUERY_GAIN = 0.1
 
 
 class VTModule(nn.Module):
@@ -120,7 +122,8 @@ class VTSettings:
         recurrent = self.tokenizer != 'pooling' if self.recurrent is None else self.recurrent
         return TOKENIZERS['recurrent' if index and recurrent else self.tokenizer](
             in_channels, self.token_channels, num_tokens=self.num_tokens,
-            value_conv=self.value_conv, scale_logits=self.scale_logits, norm_cfg=self.norm_cfg)
+            value_conv=self.value_conv, scale_logits=self.scale_logits, query_gain=QUERY_GAIN,
+            norm_cfg=self.norm_cfg)
 
     def _transformer(self, drop_path: float) -> nn.Module:
         common = dict(norm_cfg=self.norm_cfg, drop_path=drop_path)
@@ -128,13 +131,13 @@ class VTSettings:
             return PointwiseTokens(self.token_channels, **common)
         return TokenTransformer(
             self.token_channels, num_heads=self.num_heads, scale_logits=self.scale_logits,
-            zero_init=self.zero_init, **common)
+            query_gain=QUERY_GAIN, zero_init=self.zero_init, **common)
 
     def _projector(self, in_channels: int, out_channels: int, drop_path: float) -> nn.Module:
         return Projector(
             in_channels, out_channels, self.token_channels, num_heads=self.num_heads,
-            scale_logits=self.scale_logits, zero_init=self.zero_init, norm_cfg=self.norm_cfg,
-            drop_path=drop_path)
+            scale_logits=self.scale_logits, query_gain=QUERY_GAIN, zero_init=self.zero_init,
+            norm_cfg=self.norm_cfg, drop_path=drop_path)
 
 
 @MODELS.register_module()

@@ -9,8 +9,9 @@ The paper prints the formulas but no code. Each reading below carries its source
 the paper, [S] reported by secondary sources on the authors' code, [N] pinned by the published
 numbers of parameters and multiply-adds, [I] inferred. For the whole file: point-wise layers have
 no bias [N] and are followed by a norm if `norm_cfg` says so [I]; the coefficients of the filter
-tokenizer are the exception. Grouped layers on maps have 64 channels per group [N]. Logits that
-are products of two projections are divided by sqrt(d) if `scale_logits` [S], else not [P].
+tokenizer are the exception. Grouped layers on maps have 64 channels per group [N]. Logits
+are divided by sqrt(d) if `scale_logits` [S], else not [P]. Queries start at `query_gain` times the
+size of what they read [I]: where that is small, attention starts almost as an average.
 """
 from math import isqrt, lcm
 from typing import Any
@@ -25,8 +26,6 @@ from .pointwise import (NormCfg, added, averaged, filtered, map_layer, product_l
 
 GROUP_WIDTH = 64
 KMEANS_STEPS = 3
-# Attention that is narrow from the start slows training from scratch (measured in docs/vt.md).
-QUERY_GAIN = 0.1
 
 
 class Tokenizer(nn.Module):
@@ -47,9 +46,10 @@ class Tokenizer(nn.Module):
         norm_cfg: NormCfg,
         value_conv: bool = True,
         scale_logits: bool = True,
+        query_gain: float = 1.,
     ) -> None:
         super().__init__()
-        self.num_tokens = num_tokens
+        self.num_tokens, self.query_gain = num_tokens, query_gain
         self.scale = in_channels**-0.5 if scale_logits else 1.
         self.value = nn.Identity()
         if value_conv:
@@ -96,7 +96,7 @@ class RecurrentTokenizer(Tokenizer):
         norm_cfg = options['norm_cfg']
         self.key = map_layer(in_channels, in_channels, norm_cfg=norm_cfg, group_width=GROUP_WIDTH)
         self.query = token_layer(
-            token_channels, in_channels, norm_cfg=norm_cfg, gain=QUERY_GAIN)
+            token_channels, in_channels, norm_cfg=norm_cfg, gain=self.query_gain)
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return product_logits(self.query(tokens) * self.scale, self.key, x)
@@ -161,6 +161,7 @@ class TokenTransformer(nn.Module):
         norm_cfg: NormCfg,
         num_heads: int = 1,
         scale_logits: bool = True,
+        query_gain: float = 1.,
         zero_init: bool = True,
         drop_path: float = 0.,
     ) -> None:
@@ -173,7 +174,7 @@ class TokenTransformer(nn.Module):
         self.scale = (channels // 2 // num_heads)**-0.5 if scale_logits else 1.
         self.key = token_layer(channels, channels // 2, groups=2, norm_cfg=norm_cfg)
         self.query = token_layer(
-            channels, channels // 2, groups=2, norm_cfg=norm_cfg, gain=QUERY_GAIN)
+            channels, channels // 2, groups=2, norm_cfg=norm_cfg, gain=query_gain)
         self.fc1 = token_layer(channels, channels, norm_cfg=norm_cfg)
         self.fc2 = token_layer(channels, channels, norm_cfg=norm_cfg, zero_init=zero_init)
         self.drop_path = DropPath(drop_path)
@@ -223,6 +224,7 @@ class Projector(nn.Module):
         num_heads: int = 1,
         group_width: int = GROUP_WIDTH,
         scale_logits: bool = True,
+        query_gain: float = 1.,
         zero_init: bool = True,
         drop_path: float = 0.,
     ) -> None:
@@ -235,7 +237,7 @@ class Projector(nn.Module):
         self.scale = (out_channels // num_heads)**-0.5 if scale_logits else 1.
         self.query = map_layer(
             in_channels, out_channels, norm_cfg=norm_cfg, group_width=group_width,
-            gain=QUERY_GAIN)
+            gain=query_gain)
         self.key = token_layer(token_channels, out_channels, norm_cfg=norm_cfg)
         self.value = nn.Identity()
         if token_channels != out_channels:

@@ -11,7 +11,8 @@ Our reading, with the tags of `layers/visual_tokens.py`: the laterals of FPN sta
 convolutions go, the tokenizers have no value projection, the queries of the projectors have 16
 groups [N]: that gives the published multiply-adds for images of 800 x 1216 and of 473 x 473. SyncBN
 [P] follows every layer but the coefficients [I], projectors start at zero [I], and with several
-layers the later ones have recurrent tokenizers [I].
+layers the later ones have recurrent tokenizers [I]. Queries start at full size and the logits of
+the filters are not scaled: that learned faster than the wide start of VT-ResNet (docs/vt.md).
 """
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -56,11 +57,12 @@ class VTPyramidLayer(nn.Module):
         super().__init__()
         self.num_tokens = list(num_tokens)
         tokenizer = FilterTokenizer if first else RecurrentTokenizer
-        common = dict(scale_logits=scale_logits, norm_cfg=norm_cfg)
         self.tokenizers = nn.ModuleList(
-            tokenizer(channels, token_channels, num_tokens=count, value_conv=False, **common)
+            tokenizer(channels, token_channels, num_tokens=count, value_conv=False,
+                      scale_logits=scale_logits and not first, norm_cfg=norm_cfg)
             for count in num_tokens)
-        common |= dict(num_heads=num_heads, zero_init=zero_init)
+        common = dict(
+            num_heads=num_heads, scale_logits=scale_logits, zero_init=zero_init, norm_cfg=norm_cfg)
         self.transformer = TokenTransformer(token_channels, **common)
         self.projectors = nn.ModuleList(
             Projector(channels, channels, token_channels,
@@ -104,7 +106,7 @@ class VTFPN(BaseModule):
             last input, lateral or output (RetinaNet); True is `on_input`.
         relu_before_extra_convs: ReLU between these convolutions.
         num_heads: of the transformer and the projectors.
-        scale_logits: divide logits by sqrt(d).
+        scale_logits: divide logits by sqrt(d), but for those of the filters.
         zero_init_residual: residual branches that end in a norm start at zero.
         norm_cfg: the paper trains with `dict(type='SyncBN')`, which needs a GPU; None is no norm.
         init_cfg: as in mmengine; by default layers are initialised at construction.
