@@ -234,6 +234,22 @@ def test_attention_starts_spread_out(norm_cfg):
         related, tokens.mean(2, keepdim=True).expand_as(related), rtol=0, atol=0.3)
 
 
+def test_attention_starts_wide_in_the_backbone_and_narrow_in_the_neck():
+    """What was measured to be better for each (docs/vt.md)."""
+    module = small(out_type='tokens').vt[1]
+    layer = neck(num_layers=2, norm_cfg=dict(type='BN')).layers
+    for gain, query in [
+        (vt_resnet.QUERY_GAIN, module.tokenizer.query),
+        (vt_resnet.QUERY_GAIN, module.transformer.query),
+        (1, layer[0].transformer.query),
+        (1, layer[0].projectors[0].query),
+        (1, layer[1].tokenizers[0].query),
+    ]:
+        assert torch.all(query.norm.weight == gain)
+    assert small().vt[0].tokenizer.scale < 1 and layer[1].tokenizers[0].scale < 1
+    assert all(tokenizer.scale == 1 for tokenizer in layer[0].tokenizers)
+
+
 def test_tokens_without_interaction_equal_literal_loops():
     module = build(PointwiseTokens, CT, norm_cfg=None)
     tokens = random(2, CT, L)

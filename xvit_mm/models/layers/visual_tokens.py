@@ -9,9 +9,9 @@ The paper prints the formulas but no code. Each reading below carries its source
 the paper, [S] reported by secondary sources on the authors' code, [N] pinned by the published
 numbers of parameters and multiply-adds, [I] inferred. For the whole file: point-wise layers have
 no bias [N] and are followed by a norm if `norm_cfg` says so [I]; the coefficients of the filter
-tokenizer are the exception. Grouped layers on maps have 64 channels per group [N]. Logits
-are divided by sqrt(d) if `scale_logits` [S], else not [P]. Queries start at `query_gain` times the
-size of what they read [I]: where that is small, attention starts almost as an average.
+tokenizer are the exception. Grouped layers on maps have 64 channels per group [N]. Logits are
+divided by sqrt(d) if `scale_logits` [S], else not [P]. Queries start at `query_gain` times the size
+of what they read [I]: where that is small, attention starts almost as an average.
 """
 from math import isqrt, lcm
 from typing import Any
