@@ -8,6 +8,8 @@ from mmengine.registry import DefaultScope
 
 # The helpers beside the tests: golden.py, small_models.py.
 sys.path.insert(0, str(Path(__file__).parent))
+# What makes the repository's own pages: the package `zoo` in tools/.
+sys.path.append(str(Path(__file__).parents[1] / 'tools'))
 # Test models are tiny: more threads only wait for one another.
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from xvit_mm.engine.config import ConfigError
 from xvit_mm.models.necks import VTFPN
+from xvit_mm.utils.config import ConfigError
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'benchmark.py'
 SMALL = 'xvit_mm.XFormer:out_indices=(0,)'

@@ -14,7 +14,7 @@ from PIL import Image
 from toy_data import accept_toy_cifar10, make_toy_data
 
 from xvit_mm.datasets.checking import check_datasets
-from xvit_mm.engine.config import ConfigError, load_config
+from xvit_mm.utils.config import ConfigError, load_config
 
 TOOL = Path(__file__).parent.parent / 'tools' / 'check_dataset.py'
 COCO, BCCD = 'retinanet_crossformer_s_coco', 'retinanet_crossformer_mini_bccd'

@@ -10,13 +10,13 @@ from mmengine.config import ConfigDict
 from small_models import SMALL
 from torch import nn
 
-from xvit_mm.complexity import count_macs, measure_cost
-from xvit_mm.engine.config import ConfigError
-from xvit_mm.engine.tool import run_tool
+from xvit_mm.apis.command_line import run_tool
 from xvit_mm.models.backbones import CrossFormer
 from xvit_mm.models.heads import CrossFormerClsHead
 from xvit_mm.models.layers import attend
 from xvit_mm.registry import MODELS
+from xvit_mm.utils.complexity import count_macs, measure_cost
+from xvit_mm.utils.config import ConfigError
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'get_flops.py'
 HEADS, TOKENS, DIMS = 2, 8 * 8, 4

@@ -10,11 +10,11 @@ import torch
 import torchvision
 from mmengine.config import Config
 
+from xvit_mm.apis import build_model
+from xvit_mm.apis.token_pictures import look, write_token_pictures
 from xvit_mm.checkpoints import CheckpointError
-from xvit_mm.engine.config import ConfigError
-from xvit_mm.engine.token_pictures import look, write_token_pictures
-from xvit_mm.engine.tool import build_model
 from xvit_mm.models.necks import VTFPN
+from xvit_mm.utils.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = dict(type='xvit_mm.VTResNet', depth=34, base_channels=8, token_channels=32, num_tokens=4)

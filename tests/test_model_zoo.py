@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from xvit_mm.complexity import Cost, count_macs, measure_cost
-from xvit_mm.engine.tool import build_model, run_tool
-from xvit_mm.engine.zoo import (RESULTS, Entry, measure, read_costs, read_entries, rendered,
+from xvit_mm.apis import build_model
+from xvit_mm.apis.command_line import run_tool
+from xvit_mm.utils.complexity import Cost, count_macs, measure_cost
+from zoo import (RESULTS, Entry, measure, read_costs, read_entries, rendered,
                                 write_zoo, writing)
-from xvit_mm.engine.zoo.cost import TwoStages, meta_model
+from zoo.cost import TwoStages, meta_model
 
 ROOT = Path(__file__).resolve().parents[1]
 

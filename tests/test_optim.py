@@ -8,8 +8,8 @@ from mmengine.optim import MultiStepLR, build_optim_wrapper
 from small_models import SMALL
 from torch import nn
 
-from xvit_mm.engine.config import ConfigError
 from xvit_mm.registry import MODELS
+from xvit_mm.utils.config import ConfigError
 
 LR, DECAY, RATE = 1e-2, 0.05, 0.75
 BOTH = dict(layer_decay_rate=RATE, decay_weights_only=True)

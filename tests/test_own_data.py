@@ -8,9 +8,9 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from xvit_mm.datasets.own_data import use_own_data
 from xvit_mm.datasets.shapes import METAINFO, make_shapes_dataset
-from xvit_mm.engine.config import ConfigError, load_config
-from xvit_mm.engine.own_data import use_own_data
+from xvit_mm.utils.config import ConfigError, load_config
 
 CLASSES = list(METAINFO['classes'])
 

@@ -7,11 +7,10 @@ from mmcv.cnn.utils import fuse_conv_bn
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from xvit_mm.complexity import count_macs
 from xvit_mm.models.layers.cache import EvalCache, shortcuts_allowed, without_shortcuts
-from xvit_mm.models.layers.pointwise import (PointwiseConv, added, averaged, filtered,
-                                             product_logits)
+from xvit_mm.models.layers.pointwise import PointwiseConv, added, averaged, filtered, product_logits
 from xvit_mm.models.necks import VTFPN
+from xvit_mm.utils.complexity import count_macs
 
 B, C, H, W, L = 2, 8, 5, 7, 3
 FORMATS = [torch.contiguous_format, torch.channels_last]

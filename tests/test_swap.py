@@ -17,11 +17,11 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from small_models import SMALL
 from xvit_mm.checkpoints import CheckpointError
-from xvit_mm.engine.config import ConfigError, load_config
-from xvit_mm.engine.swap import swap_backbone
-from xvit_mm.engine.swap.maps import Level, build, matching_stages
-from xvit_mm.engine.swap.trial import model_config
-from xvit_mm.engine.swap.writing import literal
+from xvit_mm.swap import swap_backbone
+from xvit_mm.swap.maps import Level, build, matching_stages
+from xvit_mm.swap.trial import model_config
+from xvit_mm.swap.writing import literal
+from xvit_mm.utils.config import ConfigError, load_config
 
 FULL = os.environ.get('XVIT_MM_FULL_ZOO') == '1'
 # What the trials have less of than the shipped configs: width and repetition, which no rule reads.

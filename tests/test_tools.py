@@ -16,10 +16,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from xvit_mm.apis import command_line as tool_module
 from xvit_mm.datasets.shapes import make_shapes_dataset
-from xvit_mm.engine import tool as tool_module
-from xvit_mm.engine.config import (ConfigError, check_data, load_config, revert_sync_bn,
-                                   use_tta)
+from xvit_mm.utils.config import ConfigError, check_data, load_config, revert_sync_bn, use_tta
 
 ROOT = Path(__file__).parent.parent
 SMALL = ['model.backbone.arch.embed_dims=32', 'model.backbone.arch.depths="(1,1,1,1)"',
@@ -261,7 +260,7 @@ def test_every_data_set_that_a_loader_joins_is_looked_for_and_augmented(tmp_path
 def built_by(tool: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Config:
     """The config from which a tool would build its runner."""
     build = Mock()
-    monkeypatch.setattr(tool_module, 'build_runner', build)
+    monkeypatch.setattr('xvit_mm.apis.build_runner', build)
     monkeypatch.setattr('signal.signal', lambda *args: None)
     monkeypatch.setattr(sys, 'argv', [tool, *arguments])
     runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')

@@ -9,7 +9,6 @@ import torchvision
 from torch import nn
 
 from xvit_mm.checkpoints import CheckpointError, load_official
-from xvit_mm.complexity import count_macs
 from xvit_mm.models.backbones import VTResNet, vt_resnet
 from xvit_mm.models.heads import VTClsHead
 from xvit_mm.models.layers import (ClusteringTokenizer, FilterTokenizer, PointwiseTokens,
@@ -17,6 +16,7 @@ from xvit_mm.models.layers import (ClusteringTokenizer, FilterTokenizer, Pointwi
                                    TokenTransformer, visual_tokens)
 from xvit_mm.models.necks import VTFPN
 from xvit_mm.registry import MODELS
+from xvit_mm.utils.complexity import count_macs
 from xvit_mm.visualization import draw_tokens
 
 C, CT, L, H, W = 8, 16, 6, 3, 5

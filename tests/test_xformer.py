@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xvit_mm.checkpoints import CheckpointError, load_official
-from xvit_mm.complexity import count_macs, measure_cost
 from xvit_mm.models.backbones import XFormer
 from xvit_mm.models.backbones.xformer import MV3Block, PatchTransformer, XFBlock
 from xvit_mm.models.heads import XFormerClsHead
 from xvit_mm.models.layers import CrossFeatureAttention, fold, unfold
 from xvit_mm.registry import MODELS
+from xvit_mm.utils.complexity import count_macs, measure_cost
 
 ROOT = Path(__file__).resolve().parents[1]
 

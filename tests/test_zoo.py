@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 from toy_data import NUM_IMAGES, accept_toy_cifar10, make_toy_data
 from torch import nn
 
+from xvit_mm.apis import build_model, build_runner
 from xvit_mm.datasets.checking import check_datasets, datasets_of
-from xvit_mm.engine.config import check_data, load_config, revert_sync_bn, use_tta
-from xvit_mm.engine.tool import build_model, build_runner
+from xvit_mm.utils.config import check_data, load_config, revert_sync_bn, use_tta
 
 CONFIGS = sorted((Path(__file__).parent.parent / 'configs').glob('*.py'))
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')

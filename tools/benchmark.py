@@ -23,10 +23,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from xvit_mm.complexity import count_macs
+from xvit_mm.apis.command_line import run_tool
 from xvit_mm.engine.allocator import keep_freed_memory
-from xvit_mm.engine.config import ConfigError
-from xvit_mm.engine.tool import run_tool
+from xvit_mm.utils.complexity import count_macs
+from xvit_mm.utils.config import ConfigError
 
 VARIANTS = {
     'eager': 'as built',

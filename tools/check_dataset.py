@@ -5,10 +5,10 @@
 """
 from pathlib import Path
 
+from xvit_mm.apis.command_line import (add_data_root, add_own_data, apply_own_data,
+                                       config_arguments, run_tool)
 from xvit_mm.datasets.checking import check_datasets
-from xvit_mm.engine.config import ConfigError, load_config
-from xvit_mm.engine.tool import (add_data_root, add_own_data, apply_own_data, config_arguments,
-                                 run_tool)
+from xvit_mm.utils.config import ConfigError, load_config
 
 
 def main() -> None:

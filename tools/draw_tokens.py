@@ -4,9 +4,9 @@
 
 For models with the backbone xvit_mm.VTResNet or the neck xvit_mm.VTFPN.
 """
-from xvit_mm.engine.config import ConfigError, load_config
-from xvit_mm.engine.token_pictures import write_token_pictures
-from xvit_mm.engine.tool import config_arguments, run_tool
+from xvit_mm.apis.command_line import config_arguments, run_tool
+from xvit_mm.apis.token_pictures import write_token_pictures
+from xvit_mm.utils.config import ConfigError, load_config
 
 
 def main() -> None:

@@ -4,9 +4,10 @@
 """
 from mmengine.config import Config
 
-from xvit_mm.complexity import Cost, measure_cost
-from xvit_mm.engine.config import ConfigError, load_config
-from xvit_mm.engine.tool import build_model, config_arguments, run_tool
+from xvit_mm.apis import build_model
+from xvit_mm.apis.command_line import config_arguments, run_tool
+from xvit_mm.utils.complexity import Cost, measure_cost
+from xvit_mm.utils.config import ConfigError, load_config
 
 # The sizes that papers quote for detection, segmentation and classification.
 USUAL_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from xvit_mm.complexity import Cost
-from xvit_mm.engine.tool import run_tool
-from xvit_mm.engine.zoo import write_zoo
+from xvit_mm.apis.command_line import run_tool
+from xvit_mm.utils.complexity import Cost
+from zoo import write_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,9 +8,9 @@ import argparse
 
 from mmengine.config import DictAction
 
-from xvit_mm.engine.swap import Swap, swap_backbone
-from xvit_mm.engine.swap.backbones import BACKBONES, checked_backbone, sized
-from xvit_mm.engine.tool import run_tool
+from xvit_mm.apis.command_line import run_tool
+from xvit_mm.swap import Swap, swap_backbone
+from xvit_mm.swap.backbones import BACKBONES, checked_backbone, sized
 
 
 def main() -> None:

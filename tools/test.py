@@ -2,8 +2,9 @@
 
     python tools/test.py configs/retinanet_crossformer_s_coco.py CHECKPOINT --data-root data/coco
 """
-from xvit_mm.engine.config import check_data, dump_predictions, show_pictures, use_tta
-from xvit_mm.engine.tool import build_runner, common_arguments, config_of, run_tool
+from xvit_mm.apis import build_runner
+from xvit_mm.apis.command_line import common_arguments, config_of, run_tool
+from xvit_mm.utils.config import check_data, dump_predictions, show_pictures, use_tta
 
 
 def main() -> None:

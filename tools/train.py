@@ -2,10 +2,10 @@
 
     python tools/train.py configs/retinanet_crossformer_s_coco.py --data-root data/coco
 """
-from xvit_mm.engine.config import (check_data, use_amp, use_auto_scale_lr, use_pretrained,
-                                   use_resume)
-from xvit_mm.engine.tool import (add_own_data, apply_own_data, build_runner, common_arguments,
-                                 config_of, run_tool)
+from xvit_mm.apis import build_runner
+from xvit_mm.apis.command_line import (add_own_data, apply_own_data, common_arguments, config_of,
+                                       run_tool)
+from xvit_mm.utils.config import check_data, use_amp, use_auto_scale_lr, use_pretrained, use_resume
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
-"""What steers a run: the runner, the optimizer's settings and the hooks. `config` and `tool` serve
-the command line."""
+"""What steers a run: the runner, the optimizer's settings and the hooks."""
 from . import hooks
-from .optim import OptimWrapperConstructor
+from .optimizers import OptimWrapperConstructor
 from .runner import Runner
 
 __all__ = ['OptimWrapperConstructor', 'Runner', 'hooks']

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 from . import classification, detection, segmentation
 from .common import Split, datasets_of, spread

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
 from xvit_mm.datasets.images import read_image
-from xvit_mm.engine.config import ConfigError, datasets_in
+from xvit_mm.utils.config import ConfigError, datasets_in
 
 LAYOUTS = 'docs/datasets.md shows the layout of each data set'
 

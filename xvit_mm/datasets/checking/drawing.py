@@ -6,7 +6,7 @@ import cv2
 import mmcv
 import numpy as np
 
-from xvit_mm.engine.hooks.picture_frame import Color, add_captions, add_legend
+from xvit_mm.visualization.frame import Color, add_captions, add_legend
 
 
 def enlargement(height: int, width: int, short_side: int = 800) -> float:

@@ -20,7 +20,7 @@ from mmengine.visualization import Visualizer
 
 from xvit_mm.registry import HOOKS
 
-from .picture_frame import Color, add_captions, add_legend
+from xvit_mm.visualization.frame import Color, add_captions, add_legend
 from .picture_samples import rescale_sample
 
 _MIN_FONT_SIZE = 9  # points

@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
-import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn

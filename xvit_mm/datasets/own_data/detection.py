@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 from .common import SPLITS, evaluators, heads_get, loaders, metainfo, replace
 

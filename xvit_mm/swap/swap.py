@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from xvit_mm.engine.config import ConfigError, load_config
+from xvit_mm.utils.config import ConfigError, load_config
 
 from .backbones import checked_backbone
 from .changes import Changes

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 RESULTS = Path('configs', 'results.yml')
 METRICS = ('box AP', 'mask AP', 'mIoU', 'mIoU with --tta', 'top-1')

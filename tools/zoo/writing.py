@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from xvit_mm.complexity import Cost
+from xvit_mm.utils.complexity import Cost
 
 from .cost import measure
 from .entries import Entry, read_entries

@@ -6,9 +6,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from xvit_mm.complexity import Cost
+from xvit_mm.utils.complexity import Cost
 
-from ..config import load_config
+from xvit_mm.utils.config import load_config
 from .results import Results, read_results
 
 COLLECTIONS = ('CrossFormer', 'CrossViT', 'XFormer', 'VT', 'Baselines')

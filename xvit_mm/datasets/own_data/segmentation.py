@@ -7,7 +7,7 @@ import numpy as np
 from mmengine.config import Config
 
 from xvit_mm.datasets.images import IMAGE_SUFFIXES, read_image
-from xvit_mm.engine.config import ConfigError, dicts_in
+from xvit_mm.utils.config import ConfigError, dicts_in
 
 from .common import SPLITS, evaluators, first_folder, heads_get, loaders, metainfo, replace
 

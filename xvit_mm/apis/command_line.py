@@ -13,15 +13,11 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import get_rank
-from mmengine.registry import MODELS, RUNNERS, DefaultScope
-from mmengine.runner import Runner as MMEngineRunner
-from torch import nn
 
 from xvit_mm.checkpoints import CheckpointError
-
-from .config import ConfigError, load_config, revert_sync_bn
-from .hooks import close_progress_bar
-from .own_data import use_own_data
+from xvit_mm.datasets.own_data import use_own_data
+from xvit_mm.engine.hooks import close_progress_bar
+from xvit_mm.utils.config import ConfigError, load_config, revert_sync_bn
 
 # What a wrong file or option raises; anything else is a defect and keeps its traceback.
 EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionError,
@@ -98,37 +94,6 @@ def config_of(arguments: argparse.Namespace) -> Config:
     if cfg.launcher == 'none':
         revert_sync_bn(cfg)
     return cfg
-
-
-def build_runner(cfg: Config) -> MMEngineRunner:
-    """The runner that the config asks for; configs of other packages get ours.
-
-    Raises:
-        ConfigError: some class in it does not exist or refuses its arguments.
-    """
-    cfg.setdefault('runner_type', 'xvit_mm.Runner')
-    try:
-        return RUNNERS.build(cfg)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f'{cfg.filename} cannot be built: {error}') from error
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a config alone, as it is built.
-
-    Raises:
-        ConfigError: there is none, or some class in it does not exist or refuses its arguments.
-    """
-    if 'model' not in cfg:
-        raise ConfigError(f'{cfg.filename} has no model')
-    revert_sync_bn(cfg)
-    if 'data_preprocessor' in cfg:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    try:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            return MODELS.build(cfg.model)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f'the model of {cfg.filename} cannot be built: {error}') from error
 
 
 def run_tool(main: Callable[[], Any], *, resumable: bool = False) -> None:

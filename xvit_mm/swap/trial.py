@@ -12,7 +12,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from xvit_mm.engine.config import ConfigError, dicts_in, revert_sync_bn
+from xvit_mm.utils.config import ConfigError, dicts_in, revert_sync_bn
 
 from .maps import build
 

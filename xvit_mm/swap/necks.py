@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 from .changes import Changes
 from .maps import Level
@@ -95,7 +95,7 @@ def neck_rule(neck: dict[str, Any], levels: Sequence[Level]) -> NeckRule:
     raise ConfigError(
         f'neck {name}: its in_channels={given!r} are not the channels {channels} of the backbone, '
         'so it is not clear where the new ones belong; add a line to NECKS in '
-        'xvit_mm/engine/swap/necks.py')
+        'xvit_mm/swap/necks.py')
 
 
 def levels_of_neck(neck: dict[str, Any], levels: Sequence[Level]) -> list[int]:

@@ -6,9 +6,9 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from xvit_mm.complexity import Cost, count_macs
+from xvit_mm.utils.complexity import Cost, count_macs
 
-from ..tool import build_model
+from xvit_mm.apis.build import build_model
 
 # What papers count of the second stage of a detector, as mmdet 2 did.
 NUM_PROPOSALS = 1000
@@ -18,7 +18,7 @@ NUM_MASKS = 100
 def measure(cfg: Config, size: tuple[int, int]) -> Cost:
     """Cost of the model of a config for one image of `size`, (height, width) in pixels.
 
-    As `xvit_mm.complexity.measure_cost`, on torch's meta device. The second stage of a detector
+    As `xvit_mm.utils.complexity.measure_cost`, on torch's meta device. The second stage of a detector
     counts for 1000 proposals, its masks for 100.
     """
     model = meta_model(cfg)

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from xvit_mm.engine.config import ConfigError, datasets_in, dicts_in
+from xvit_mm.utils.config import ConfigError, datasets_in, dicts_in
 
 # Names of the two splits, the customary ones first.
 SPLITS = {

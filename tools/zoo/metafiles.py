@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from xvit_mm.complexity import Cost
+from xvit_mm.utils.complexity import Cost
 
 from .entries import COLLECTIONS, Entry
 

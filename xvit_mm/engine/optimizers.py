@@ -8,8 +8,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from xvit_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from xvit_mm.utils.config import ConfigError
 
-from .config import ConfigError
 
 OPTIONS = ('layer_decay_rate', 'decay_weights_only')
 MMENGINE_OPTIONS = (

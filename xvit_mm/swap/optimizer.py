@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 from .backbones import BACKBONES, Recipe, recipe_for
 from .changes import Changes

@@ -33,7 +33,7 @@ test-time augmentation, tested with it on generated data of their data set's lay
 not measured here. **Measured**: with this code, with the command below the table.
 
 Parameters and MACs (multiply-adds; papers call them FLOPs) are of the whole model for one image of
-the given height and width, counted by `xvit_mm.complexity`: convolutions, linear layers and all
+the given height and width, counted by `xvit_mm.utils.complexity`: convolutions, linear layers and all
 products of matrices, those of attention included; norms, activations and resizing are not.
 Detectors with two stages count 1000 proposals, and masks for 100. `python tools/get_flops.py
 CONFIG --shape HEIGHT WIDTH` counts any model by part.

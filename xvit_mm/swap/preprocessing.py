@@ -1,7 +1,7 @@
 """Colours: the weights of our backbones are for RGB normalised as ImageNet usually is."""
 from typing import Any
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 from .changes import Changes
 

@@ -17,10 +17,10 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from xvit_mm.checkpoints import CheckpointError, find_state_dict, load_official, read_checkpoint
+from xvit_mm.utils.config import ConfigError, datasets_in
 from xvit_mm.visualization import draw_tokens
 
-from .config import ConfigError, datasets_in
-from .tool import build_model
+from .build import build_model
 
 Attentions = dict[str, Tensor]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 from .classification import use_class_folders
 from .detection import use_coco_folder

@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 # What each of the four stages of our backbones divides the image by.
 STRIDES = (4, 8, 16, 32)

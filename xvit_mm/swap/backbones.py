@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 
 @dataclass(frozen=True)

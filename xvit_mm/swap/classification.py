@@ -1,7 +1,7 @@
 """Classifiers: the backbone, and in most cases the head that it was published with."""
 from typing import Any
 
-from xvit_mm.engine.config import ConfigError
+from xvit_mm.utils.config import ConfigError
 
 from .backbones import BACKBONES
 from .changes import Changes
@@ -40,7 +40,7 @@ def swap_classifier(changes: Changes, ours: dict[str, Any]) -> None:
     else:
         raise ConfigError(
             f'head {name}: unknown; if it is for one label per image, add it to REPLACED_HEADS in '
-            'xvit_mm/engine/swap/classification.py')
+            'xvit_mm/swap/classification.py')
 
 
 def _own_head(changes: Changes, ours: dict[str, Any], head: dict[str, Any]) -> None:

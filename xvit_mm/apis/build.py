@@ -1,0 +1,38 @@
+"""From a config to the model or the runner that it describes."""
+from mmengine.config import Config
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.runner import Runner as MMEngineRunner
+from torch import nn
+
+from xvit_mm.utils.config import ConfigError, revert_sync_bn
+
+
+def build_runner(cfg: Config) -> MMEngineRunner:
+    """The runner that the config asks for; configs of other packages get ours.
+
+    Raises:
+        ConfigError: some class in it does not exist or refuses its arguments.
+    """
+    cfg.setdefault('runner_type', 'xvit_mm.Runner')
+    try:
+        return RUNNERS.build(cfg)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f'{cfg.filename} cannot be built: {error}') from error
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config alone, as it is built.
+
+    Raises:
+        ConfigError: there is none, or some class in it does not exist or refuses its arguments.
+    """
+    if 'model' not in cfg:
+        raise ConfigError(f'{cfg.filename} has no model')
+    revert_sync_bn(cfg)
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            return MODELS.build(cfg.model)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f'the model of {cfg.filename} cannot be built: {error}') from error

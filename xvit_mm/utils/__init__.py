@@ -1,0 +1,1 @@
+"""Configs, and the cost of a model."""

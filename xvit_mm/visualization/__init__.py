@@ -1,0 +1,4 @@
+"""Everything that draws."""
+from .tokens import draw_tokens
+
+__all__ = ['draw_tokens']
