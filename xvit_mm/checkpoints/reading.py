@@ -15,6 +15,11 @@ from torch import Tensor
 from .addresses import local_file
 from .errors import CheckpointError
 
+try:
+    from numpy._core import multiarray
+except ImportError:  # before numpy 1.26
+    from numpy.core import multiarray
+
 # Where the released files keep their tensors, in the order in which we look.
 RAW_ENTRIES = ('state_dict', 'model', 'model_state_dict', 'net')
 EMA_ENTRIES = ('model_ema', 'state_dict_ema', 'ema_state_dict', 'ema')
@@ -104,8 +109,7 @@ def _history_statistic(owner: type, name: str) -> Any:
     return OrderedDict()
 
 
-_multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
-_HARMLESS = (HistoryBuffer, np.ndarray, np.dtype, _multiarray.scalar, _multiarray._reconstruct)
+_HARMLESS = (HistoryBuffer, np.ndarray, np.dtype, multiarray.scalar, multiarray._reconstruct)
 _DTYPES = [type(np.dtype(name))
            for name in ('int32', 'int64', 'uint8', 'float32', 'float64', 'bool')]
 
