@@ -1,5 +1,0 @@
-# CrossViT-tiny on ImageNet-1K. Expected: 73.4 top-1 (paper).
-#   python tools/train.py configs/crossvit_tiny_imagenet.py
-_base_ = './crossvit_small_imagenet.py'
-
-model = dict(backbone=dict(arch='tiny'), head=dict(in_channels=(96, 192)))

@@ -1,0 +1,14 @@
+# XFormer on CIFAR-10, from scratch, images enlarged to 64 x 64. The recipe is ours. Expected: no
+# published result; docs/xformer.md has ours.
+#   python tools/train.py configs/small/xformer_cifar10.py
+_base_ = [
+    '../_base_/models/classifier.py', '../_base_/datasets/cifar10_64.py',
+    '../_base_/schedules/cifar10_100e.py', '../_base_/classification_cpu_runtime.py'
+]
+model = dict(
+    backbone=dict(type='xvit_mm.XFormer'),
+    head=dict(
+        type='xvit_mm.XFormerClsHead',
+        num_classes=10,
+        in_channels=160,
+        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)))

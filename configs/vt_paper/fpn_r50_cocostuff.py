@@ -1,0 +1,11 @@
+# Semantic FPN + ResNet-50 on COCO-stuff. For comparison. Paper: 40.78 mIoU on 91 stuff classes;
+# here are all 171 classes, so the figures are not comparable.
+#   python tools/train.py configs/vt_paper/fpn_r50_cocostuff.py --pretrained torchvision://resnet50
+_base_ = [
+    '../_base_/models/semantic_fpn.py', '../_base_/datasets/cocostuff.py',
+    '../_base_/schedules/sgd_cocostuff.py', '../_base_/segmentation_runtime.py'
+]
+model = dict(
+    backbone=dict(type='ResNet', depth=50, norm_cfg=dict(type='SyncBN')),
+    neck=dict(in_channels=[256, 512, 1024, 2048]),
+    decode_head=dict(num_classes={{_base_.num_classes}}))
