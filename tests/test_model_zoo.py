@@ -88,7 +88,7 @@ def test_names_are_unique_and_such_that_mim_finds_them(entries: list[Entry]) -> 
         assert all(name == name.lower() and ' ' not in name for name in names)
     found = {entry.name: entry.long_name for entry in entries}
     assert found['retinanet_crossformer_s_coco'] == 'retinanet_crossformer-s_fpn_8xb2-1x_coco'
-    assert found['crossvit_small_imagenet'] == 'crossvit-small_32xb128-300e_in1k'
+    assert found['crossvit_s_imagenet'] == 'crossvit-small_32xb128-300e_in1k'
     assert found['yolov3_xformer_coco'] == 'yolov3_xformer_8xb24-300e_coco-320x320'
     assert found['fpn_crossformer_pp_s_ade20k'] == 'fpn_crossformer-pp-s_4xb4-80k_ade20k-512x512'
 
@@ -116,9 +116,9 @@ PUBLISHED = {
     'crossformer_pp_b_imagenet': ('51.994594', '9.59'),
     'crossformer_pp_l_imagenet': ('92.001904', '16.72'),
     'crossformer_pp_h_imagenet': ('95.962944', '22.00'),
-    'crossvit_tiny_imagenet': ('7.014800', '1.57'),
-    'crossvit_small_imagenet': ('26.856272', '5.63'),
-    'crossvit_base_imagenet': ('105.025232', '21.2'),
+    'crossvit_t_imagenet': ('7.014800', '1.57'),
+    'crossvit_s_imagenet': ('26.856272', '5.63'),
+    'crossvit_b_imagenet': ('105.025232', '21.2'),
     'crossvit_9_imagenet': ('8.553296', '1.85'),
     'crossvit_15_imagenet': ('27.528464', '5.81'),
     'crossvit_18_imagenet': ('43.271408', '9.05'),

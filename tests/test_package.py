@@ -7,6 +7,8 @@ import pytest
 from small_models import SMALL
 
 import xvit_mm
+from xvit_mm.utils.config import ConfigError, load_config
+from xvit_mm.utils.shipped_configs import config_folder, list_configs, list_renamed
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +70,35 @@ def test_shipped_configs_are_found_by_name():
     assert path.is_file() and path == Path(xvit_mm.cfg('retinanet_crossformer_s_coco.py'))
     with pytest.raises(FileNotFoundError, match='closest: .*retinanet_crossformer_s_coco'):
         xvit_mm.cfg('retinanet_crosformer_s_coco')
+
+
+def test_a_config_is_found_by_name_in_every_folder():
+    paths = list_configs(config_folder())
+    assert {path.parent.name for path in paths} == {'configs', 'small', 'vt_paper'}
+    assert len({path.stem for path in paths}) == len(paths)
+    assert all(xvit_mm.cfg(path.stem) == str(path) for path in paths)
+    # Neither a fragment nor a mere name of one is a config of its own.
+    with pytest.raises(FileNotFoundError):
+        xvit_mm.cfg('retinanet')
+
+
+@pytest.mark.parametrize('old, present', list_renamed(config_folder()).items())
+def test_an_old_name_gives_the_same_config_and_a_warning(old, present):
+    with pytest.warns(FutureWarning, match=f'{old}.*now called.*{present}'):
+        from_old = load_config(f'{old}.py')
+    assert from_old.to_dict() == load_config(f'{present}.py').to_dict()
+    with pytest.warns(FutureWarning, match=present):
+        load_config(config_folder() / f'{old}.py')
+
+
+def test_the_old_path_of_a_config_that_moved_still_works():
+    moved = load_config(config_folder() / 'retinanet_r18_bccd.py')
+    assert moved.to_dict() == load_config(xvit_mm.cfg('retinanet_r18_bccd')).to_dict()
+
+
+def test_a_missing_file_elsewhere_is_not_replaced_by_a_shipped_config(tmp_path):
+    with pytest.raises(ConfigError, match='does not exist'):
+        load_config(tmp_path / 'retinanet_crossformer_s_coco.py')
 
 
 def test_a_users_config_can_inherit_a_shipped_one(tmp_path):

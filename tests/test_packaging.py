@@ -15,6 +15,8 @@ import setuptools
 import yaml
 from set_up_copy import ROOT, load_tools
 
+from xvit_mm.utils.shipped_configs import list_configs
+
 
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
@@ -89,8 +91,8 @@ def test_mim_finds_every_config_of_the_built_package_by_its_index(built: Path) -
     models = []
     for metafile in yaml.safe_load((folder / 'model-index.yml').read_text())['Import']:
         models += yaml.safe_load((folder / metafile).read_text())['Models']
-    configs = {path.name for path in (ROOT / 'configs').glob('*.py')}
-    assert {model['Config'] for model in models} == {f'configs/{name}' for name in configs}
+    configs = {path.relative_to(ROOT).as_posix() for path in list_configs(ROOT / 'configs')}
+    assert {model['Config'] for model in models} == configs
     for model in models:
         # `mim train xvit_mm NAME` looks for a file of this name below the package.
         found = list(built.rglob(Path(model['Config']).name))

@@ -17,8 +17,9 @@ from torch import nn
 from xvit_mm.apis import build_model, build_runner
 from xvit_mm.datasets.checking import check_datasets, datasets_of
 from xvit_mm.utils.config import check_data, load_config, revert_sync_bn, use_tta
+from xvit_mm.utils.shipped_configs import list_configs
 
-CONFIGS = sorted((Path(__file__).parent.parent / 'configs').glob('*.py'))
+CONFIGS = list_configs(Path(__file__).parent.parent / 'configs')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 # Parameters that need not get a gradient: class of the backbone, pattern of the names, reason.

@@ -7,8 +7,9 @@ from typing import Any
 from mmengine.config import Config
 
 from xvit_mm.utils.complexity import Cost
-
 from xvit_mm.utils.config import load_config
+from xvit_mm.utils.shipped_configs import list_configs, list_renamed
+
 from .results import Results, read_results
 
 COLLECTIONS = ('CrossFormer', 'CrossViT', 'XFormer', 'VT', 'Baselines')
@@ -71,6 +72,8 @@ DATASETS = {
 class Entry:
     """A config of the zoo.
 
+    path: of the config, relative to the repository.
+    old_names: names that the config had before.
     neck: the pyramid between backbone and head, where there is one.
     size: (height, width) for which the cost is counted.
     length: as ('Epochs', 12) or ('Iterations', 80000); repeated data count as often.
@@ -79,6 +82,7 @@ class Entry:
     """
 
     name: str
+    path: Path
     cfg: Config
     collection: str
     method: Method
@@ -89,6 +93,7 @@ class Entry:
     length: tuple[str, int]
     batch: tuple[int, int]
     results: Results
+    old_names: tuple[str, ...] = ()
     cost: Cost | None = None
 
     @property
@@ -117,25 +122,29 @@ class Entry:
 
 
 def read_entries(root: Path, costs: Mapping[str, Cost] | None = None) -> list[Entry]:
-    """The configs in `root`/configs, with their results and the costs that are known."""
-    results, costs = read_results(root), costs or {}
+    """Read the configs in `root`/configs, with their results and the costs that are known."""
+    results, costs, renamed = read_results(root), costs or {}, list_renamed(root / 'configs')
     return [
-        _entry(path, results.get(path.stem, Results()), costs.get(path.stem))
-        for path in sorted((root / 'configs').glob('*.py'))]
+        _entry(
+            path, path.relative_to(root), results.get(path.stem, Results()), costs.get(path.stem),
+            tuple(old for old, present in renamed.items() if present == path.stem))
+        for path in list_configs(root / 'configs')]
 
 
-def _entry(path: Path, results: Results, cost: Cost | None) -> Entry:
-    cfg, name = load_config(path), path.stem
+def _entry(
+    file: Path, path: Path, results: Results, cost: Cost | None, old_names: tuple[str, ...]
+) -> Entry:
+    cfg, name = load_config(file), path.stem
     prefixes = [prefix for prefix in METHODS if name.startswith(f'{prefix}_')]
     method = METHODS[prefixes[0]] if prefixes else CLASSIFIER
     dataset = DATASETS[name.rpartition('_')[2]]
     neck = cfg.model.get('neck', {}).get('type', '').rpartition('.')[2]
     customary = dataset.size if method.slug != 'yolov3' else None
     return Entry(
-        name=name, cfg=cfg, collection=_collection(cfg.model), method=method,
+        name=name, path=path, cfg=cfg, collection=_collection(cfg.model), method=method,
         backbone=_backbone_name(cfg.model), neck={'FPN': 'FPN', 'VTFPN': 'VT-FPN'}.get(neck, ''),
         dataset=dataset, size=customary or _test_size(cfg), length=_length(cfg), batch=_batch(cfg),
-        results=results, cost=cost)
+        results=results, old_names=old_names, cost=cost)
 
 
 # What the content of a config says.

@@ -60,7 +60,7 @@ def _model(entry: Entry) -> dict[str, Any]:
     model: dict[str, Any] = {
         'Name': entry.name,
         'In Collection': entry.collection,
-        'Config': f'configs/{entry.name}.py',
+        'Config': entry.path.as_posix(),
         'Metadata': {
             'Long Name': entry.long_name,
             'Training Data': entry.dataset.name,
@@ -73,6 +73,9 @@ def _model(entry: Entry) -> dict[str, Any]:
             'FLOPs': entry.cost.macs,
         },
     }
+    if entry.old_names:
+        # Read by the inferencers of mmdet, mmseg and mmpretrain.
+        model['Alias'] = list(entry.old_names)
     metrics = _metrics(entry)
     if metrics:
         model['Results'] = [

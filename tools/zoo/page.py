@@ -32,6 +32,10 @@ test-time augmentation, tested with it on generated data of their data set's lay
 (`tests/test_zoo.py`). Results are in percent. **Paper**: published by the authors of the model,
 not measured here. **Measured**: with this code, with the command below the table.
 
+A tool finds every config by its bare name. `configs/` holds the products, `configs/small/`
+experiments on small data sets, `configs/vt_paper/` the settings of a single paper, and
+`configs/renamed/` an alias, with a warning, for each name that has changed.
+
 Parameters and MACs (multiply-adds; papers call them FLOPs) are of the whole model for one image of
 the given height and width, counted by `xvit_mm.utils.complexity`: convolutions, linear layers and all
 products of matrices, those of attention included; norms, activations and resizing are not.

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.shipped_configs import list_configs
 
 RESULTS = Path('configs', 'results.yml')
 METRICS = ('box AP', 'mask AP', 'mIoU', 'mIoU with --tta', 'top-1')
@@ -73,9 +74,10 @@ def read_results(root: Path) -> dict[str, Results]:
     """
     content = yaml.safe_load((root / RESULTS).read_text(encoding='utf-8'))
     papers = {name: Paper(**paper) for name, paper in content['papers'].items()}
+    configs = {path.stem for path in list_configs(root / 'configs')}
     results = {}
     for name, kinds in content['configs'].items():
-        if not (root / 'configs' / f'{name}.py').is_file():
+        if name not in configs:
             raise ConfigError(f'{RESULTS}: there is no config {name!r}')
         _check(name, kinds, {'paper', 'measured'})
         published = kinds.get('paper')

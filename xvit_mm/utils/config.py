@@ -8,6 +8,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from .shipped_configs import config_folder, find_config
+
 # Top-level entries that a config need not have for a command line to set them.
 _RUNNER_ENTRIES = {
     'auto_scale_lr', 'compile', 'custom_hooks', 'custom_imports', 'default_scope', 'env_cfg',
@@ -34,7 +36,8 @@ def load_config(
     """Read a config file and apply what the command line says.
 
     Args:
-        path: the file; without a folder and not found here, a config that ships with the package.
+        path: the file; if a bare name is not found here, the config of that name that ships with
+            the package, whatever its folder or, with a warning, its present name.
         options: dotted names and values, as `--cfg-options` gives them. Names that lead nowhere
             are refused, because mmengine would silently add them. A new entry is taken where what
             is built from the config would refuse a wrong one.
@@ -161,19 +164,24 @@ def show_pictures(cfg: Config, folder: str | Path) -> None:
 
 
 def _read(path: Path) -> Config:
-    import xvit_mm
-    if not path.is_file():
-        if path.parent != Path('.'):
-            raise ConfigError(f'config {str(path)!r} does not exist')
-        try:
-            path = Path(xvit_mm.cfg(path.name))
-        except FileNotFoundError as error:
-            raise ConfigError(f'config {str(path)!r} does not exist here, and {error}') from None
+    path = _existing(path)
     try:
         return Config.fromfile(path)
     except (SyntaxError, OSError, KeyError, NameError, TypeError, ValueError) as error:
         kind = type(error).__name__
         raise ConfigError(f'{path} is not a valid config: {kind}: {error}') from error
+
+
+def _existing(path: Path) -> Path:
+    """The file itself, or the shipped config that a name or an old path means."""
+    if path.is_file():
+        return path
+    if path.parent != Path('.') and path.parent.resolve() != config_folder():
+        raise ConfigError(f'config {str(path)!r} does not exist')
+    try:
+        return find_config(path.name)
+    except FileNotFoundError as error:
+        raise ConfigError(f'config {str(path)!r} does not exist here, and {error}') from None
 
 
 def _check_option(cfg: Config, name: str, options: Mapping[str, Any]) -> None:
