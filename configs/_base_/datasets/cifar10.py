@@ -6,7 +6,7 @@ data_preprocessor = dict(
     num_classes=num_classes,
     mean=[125.307, 122.961, 113.8575],
     std=[51.5865, 50.847, 51.255],
-    to_rgb=False)  # the data set gives RGB
+    to_rgb=True)  # images are BGR, here as in mmpretrain's inferencer
 
 image_size = 224
 train_pipeline = [
@@ -22,15 +22,16 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='xvit_mm.CIFAR10', data_root=data_root, split='train', pipeline=train_pipeline))
+        type='xvit_mm.CIFAR10', data_root=data_root, split='train', channel_order='bgr',
+        pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=64,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='xvit_mm.CIFAR10', data_root=data_root, split='test', test_mode=True,
-        pipeline=test_pipeline))
+        type='xvit_mm.CIFAR10', data_root=data_root, split='test', channel_order='bgr',
+        test_mode=True, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_evaluator = val_evaluator

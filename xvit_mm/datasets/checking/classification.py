@@ -100,7 +100,8 @@ def _check_files(split: Split) -> None:
 def _image(split: Split, info: dict[str, Any]) -> np.ndarray:
     """`[H, W, 3]` uint8, RGB."""
     if 'img' in info:
-        return np.ascontiguousarray(info['img'])
+        is_bgr = getattr(split.dataset, 'channel_order', 'rgb') == 'bgr'
+        return np.ascontiguousarray(info['img'][..., ::-1] if is_bgr else info['img'])
     return read(split, info['img_path'], channel_order='rgb')
 
 

@@ -1,0 +1,125 @@
+"""What the configs do to an image before a model sees it: sizes and colours."""
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope, init_default_scope
+from toy_data import accept_toy_cifar10, make_toy_data
+
+from xvit_mm.utils.config import load_config
+
+FOLDER = Path(__file__).resolve().parents[1] / 'configs'
+CONFIGS = [path for path in sorted(FOLDER.rglob('*.py')) if '_base_' not in path.parts]
+# Transforms that read, or that only pack what is there.
+FILES_AND_PACKING = ('LoadImageFromFile', 'LoadAnnotations', 'PackDetInputs', 'PackSegInputs')
+
+
+@pytest.fixture(scope='module')
+def configs() -> dict[str, Config]:
+    return {str(path.relative_to(FOLDER)): load_config(path) for path in CONFIGS}
+
+
+def once_each(keys: dict[str, Any]) -> list[str]:
+    """The first name of each value: what many configs share is tested once."""
+    first: dict[str, str] = {}
+    for name, key in keys.items():
+        first.setdefault(repr(key), name)
+    return list(first.values())
+
+
+# Sizes of test-time augmentation.
+
+
+def resized(transforms: list[dict], image: np.ndarray) -> tuple[int, ...]:
+    """Shape of what the size-changing transforms of a pipeline make of an image."""
+    kept = [transform for transform in transforms if transform['type'] not in FILES_AND_PACKING]
+    pipeline = Compose([TRANSFORMS.build(transform) for transform in kept])
+    given = dict(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+    return pipeline(given)['img'].shape
+
+
+def has_view_of_plain_size(cfg: Config, size: tuple[int, int]) -> bool:
+    image = np.zeros((*size, 3), np.uint8)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        init_default_scope(cfg.default_scope)
+        (scales, *_), = [step['transforms'] for step in cfg.tta_pipeline
+                         if step['type'] == 'TestTimeAug']
+        views = {resized([scale], image) for scale in scales}
+        return resized(cfg.test_dataloader.dataset.pipeline, image) in views
+
+
+def test_augmentation_has_a_view_of_the_size_of_plain_testing(configs: dict[str, Config]) -> None:
+    augmented = {name: (cfg.test_dataloader.dataset.pipeline, cfg.tta_pipeline)
+                 for name, cfg in configs.items() if cfg.get('tta_pipeline')}
+    for data in ('_bccd', '_demo', '_coco', '_ade20k', '_cityscapes'):
+        assert any(data in name for name in augmented)
+    wrong = [name for name in once_each(augmented) for size in ((90, 120), (101, 67))
+             if not has_view_of_plain_size(configs[name], size)]
+    assert not wrong
+
+
+# Colours: data sets and mmpretrain's inferencer, which reads files as BGR, must agree.
+
+
+def pixels_of_loader_and_inferencer(cfg: Config, root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model gets for the first test image, [1, 3, H, W], in both ways."""
+    from mmpretrain.apis import ImageClassificationInferencer
+    from mmpretrain.registry import MODELS
+    # The model takes no part in it, so a small one will do.
+    cfg.model = dict(
+        type='ImageClassifier', backbone=dict(type='LeNet5', num_classes=10), head=None,
+        data_preprocessor=dict(type='ClsDataPreprocessor', **cfg.data_preprocessor))
+    init_default_scope('mmpretrain')
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    model = MODELS.build(cfg.model)
+    model._config = cfg
+    item = dataset[0]
+    info = dataset.get_data_info(0)
+    path = info.get('img_path')
+    if path is None:
+        # A colour is in the file what it is in the data set, if that says in which order it gives it.
+        path = root / 'image.png'
+        is_bgr = dataset.channel_order == 'bgr'
+        cv2.imwrite(str(path), info['img'] if is_bgr else info['img'][..., ::-1])
+    batch = next(iter(ImageClassificationInferencer(model).preprocess([str(path)])))
+    batch = batch[1] if isinstance(batch, tuple) else batch
+    own = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
+    return tuple(model.data_preprocessor(x)['inputs'] for x in (own, batch))
+
+
+def test_a_classifier_gets_the_same_pixels_in_testing_and_in_inference(
+    configs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accept_toy_cifar10(monkeypatch)
+    classifiers = {name: (cfg.test_dataloader.dataset, cfg.data_preprocessor)
+                   for name, cfg in configs.items() if cfg.default_scope == 'mmpretrain'}
+    for index, name in enumerate(once_each(classifiers)):
+        root = tmp_path / str(index)
+        root.mkdir()
+        cfg = load_config(FOLDER / name, data_root=root)
+        make_toy_data(cfg, root)
+        ours, inferred = pixels_of_loader_and_inferencer(cfg, root)
+        assert ours.equal(inferred), name
+        # In an image without colours their order would not matter.
+        assert not ours.equal(ours.flip(1)), name
+
+
+def test_a_saved_cifar10_config_gets_what_it_got(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configs of trainings before there was a channel order: RGB images, nothing converted."""
+    accept_toy_cifar10(monkeypatch)
+    cfg = load_config(FOLDER / 'xformer_cifar10.py', data_root=tmp_path)
+    make_toy_data(cfg, tmp_path)
+    init_default_scope('mmpretrain')
+    now = dict(cfg.test_dataloader.dataset)
+    saved = {key: value for key, value in now.items() if key != 'channel_order'}
+    images = [DATASETS.build(settings)[0]['inputs'] for settings in (now, saved)]
+    assert images[0].equal(images[1].flip(0)) and not images[0].equal(images[1])
+    with pytest.raises(ValueError, match="channel_order='gbr': choose from 'rgb', 'bgr'"):
+        DATASETS.build({**now, 'channel_order': 'gbr'})
