@@ -64,7 +64,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ('xvit_mm', 'configs', 'tools'):
         shutil.copytree(ROOT / folder, source / folder,
                         ignore=shutil.ignore_patterns('__pycache__', '.mim'))
-    for name in ('setup.py', 'model-index.yml', 'MANIFEST.in', 'README.md'):
+    for name in ('setup.py', 'model-index.yml', 'MANIFEST.in', 'README.md', 'LICENSE', 'NOTICE'):
         shutil.copy(ROOT / name, source)
     return source
 
@@ -108,7 +108,8 @@ def test_the_source_archive_holds_what_the_build_needs(source: Path) -> None:
     needed = [path for folder in ('xvit_mm', 'configs', 'tools')
               for path in (source / folder).rglob('*') if path.suffix in ('.py', '.yml', '.txt')]
     assert {path.relative_to(source) for path in needed} <= held
-    assert {Path('setup.py'), Path('model-index.yml'), Path('README.md')} <= held
+    names = ('setup.py', 'model-index.yml', 'README.md', 'LICENSE', 'NOTICE')
+    assert {Path(name) for name in names} <= held
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
