@@ -6,9 +6,11 @@ sums are not. Formulas count as they are written, also where a model has a cheap
 result in eval mode; but CrossViT's cross-attention, which has no other way, counts without the
 projections that it skips. Custom compiled operators, such as deformable convolution, are not seen.
 """
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,20 +61,22 @@ def measure_cost(
     weight = next(model.parameters(), torch.empty(0))
     images = torch.randn(1, in_channels, height, width).to(weight)
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    with _eval_mode(model), torch.no_grad(), without_shortcuts(), counter:
+    with (
+        _eval_mode(model), torch.no_grad(), without_shortcuts(), counter,
+        _watch_children(model, counter) as flops,
+    ):
         if isinstance(model, BaseModel):
             model(images, [_data_sample(height, width)], mode='tensor')
         else:
             model(images)
     # torch counts a multiply-add as two operations.
-    macs = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
     parts = {
-        name: Cost(_num_parameters(part), _macs_below(f'{type(model).__name__}.{name}', macs))
+        name: Cost(_num_parameters(part), flops[name] // 2)
         for name, part in model.named_children()
     }
     return Cost(
         parameters=_num_parameters(model),
-        macs=macs.get('Global', 0),
+        macs=counter.get_total_flops() // 2,
         parts={name: cost for name, cost in parts.items() if cost.parameters or cost.macs})
 
 
@@ -88,16 +92,37 @@ def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _macs_below(name: str, macs: dict[str, int]) -> int:
-    """MACs of a module; if it was not called itself, those of what was called inside it.
+@contextmanager
+def _watch_children(model: nn.Module, counter: FlopCounterMode) -> Iterator[Counter[str]]:
+    """Operations counted while a module of each direct child runs, by the child's name.
 
-    mmdet and mmseg call the `forward` of their heads, which the counter cannot see.
+    The counter's own figures per module are no help: torch 2.1 has none for models whose inputs are
+    not tensors alone, and no version sees the heads of mmdet and mmseg, whose `forward` is called
+    directly.
     """
-    if name in macs:
-        return macs[name]
-    inside = [n for n in macs if n.startswith(f'{name}.')]
-    outermost = [n for n in inside if not any(n.startswith(f'{other}.') for other in inside)]
-    return sum(macs[n] for n in outermost)
+    flops: Counter[str] = Counter()
+    active: Counter[str] = Counter()
+
+    def enter(name: str, *args: Any) -> None:
+        if not active[name]:
+            flops[name] -= counter.get_total_flops()
+        active[name] += 1
+
+    def leave(name: str, *args: Any) -> None:
+        active[name] -= 1
+        if not active[name]:
+            flops[name] += counter.get_total_flops()
+
+    hooks = []
+    for name, child in model.named_children():
+        for module in child.modules():
+            hooks.append(module.register_forward_pre_hook(partial(enter, name)))
+            hooks.append(module.register_forward_hook(partial(leave, name)))
+    try:
+        yield flops
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
