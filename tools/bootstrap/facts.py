@@ -1,0 +1,71 @@
+"""What is known of an interpreter: gathered by probe.py in a child process."""
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bootstrap import stacks
+
+MARK = '@probe '
+
+
+class Facts(NamedTuple):
+    """What the probe of one interpreter gave; `modules` holds the record of each import."""
+
+    python: str
+    version: tuple[int, ...]
+    distributions: dict[str, str]
+    modules: dict[str, dict[str, Any]]
+
+    def detail(self, module: str, name: str) -> Any:
+        """One fact of a module, None if it did not import."""
+        return self.modules.get(module, {}).get(name)
+
+    @property
+    def family(self) -> str:
+        """Key of the stack that is installed, 'both' or 'none'."""
+        present = stacks.families(self.distributions)
+        return 'both' if len(present) == 2 else next(iter(present), 'none')
+
+    @property
+    def project_stack(self) -> stacks.Stack | None:
+        """The stack whose environment, made by environment.py, this is."""
+        folder = Path(self.python).absolute().parent
+        return next((one for one in stacks.STACKS.values() if one.python.parent == folder), None)
+
+
+def gather(python: str, names: Sequence[str], env: dict[str, str] | None = None) -> Facts:
+    """Probe an interpreter; a module that kills the child is noted, the rest still probed.
+
+    Raises:
+        RuntimeError: the interpreter itself does not run.
+    """
+    modules: dict[str, dict[str, Any]] = {}
+    pending = list(names)
+    while True:
+        records, ending = _run_probe(python, pending, env)
+        if not records:
+            raise RuntimeError(f'{python} does not run: {ending}')
+        modules.update({record['name']: record for record in records[1:]})
+        rest = pending[len(records) - 1:]
+        if not rest:
+            distributions = {stacks.normal(name): version
+                             for name, version in records[0]['distributions'].items()}
+            return Facts(python, tuple(records[0]['python']), distributions, modules)
+        modules[rest[0]] = {'name': rest[0], 'error': 'Python crashed: ' + ending}
+        pending = rest[1:]
+
+
+def _run_probe(
+    python: str, names: Sequence[str], env: dict[str, str] | None
+) -> tuple[list[dict[str, Any]], str]:
+    """Records that the child printed, and how it ended."""
+    command = [python, str(Path(__file__).with_name('probe.py')), *names]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [], str(error)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    ending = f'exit status {done.returncode} {done.stderr.strip()[-300:]}'
+    return [json.loads(line[len(MARK):]) for line in lines], ending
