@@ -1,15 +1,17 @@
 """Evaluate a checkpoint, official ones as released included.
 
     python tools/test.py configs/retinanet_crossformer_s_coco.py CHECKPOINT --data-root data/coco
+    python tools/test.py configs/retinanet_crossformer_s_coco.py official --data-root data/coco
 """
 from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import common_arguments, config_of, run_tool
-from xvit_mm.utils.config import check_data, dump_predictions, show_pictures, use_tta
+from xvit_mm.utils.config import check_data, dump_predictions, show_pictures, use_checkpoint, use_tta
 
 
 def main() -> None:
     parser = common_arguments('Evaluate a detector, segmentor or classifier.')
-    parser.add_argument('checkpoint', help='of this package, or an official one as released')
+    parser.add_argument('checkpoint', help="a file or address, of this package or official as "
+                        "released; 'official': the authors' for this config, downloaded once")
     parser.add_argument('--out', metavar='FILE.pkl', help='write all predictions there')
     parser.add_argument('--show-dir', metavar='FOLDER',
                         help='draw every prediction beside its ground truth there; of several '
@@ -19,8 +21,7 @@ def main() -> None:
 
     cfg = config_of(arguments)
     check_data(cfg, 'test_dataloader')
-    # The config of a resumed training says resume, which would ask for the training data.
-    cfg.load_from, cfg.resume = arguments.checkpoint, False
+    use_checkpoint(cfg, arguments.checkpoint)
     if arguments.tta:
         use_tta(cfg)
     if arguments.out:

@@ -14,7 +14,8 @@ def main() -> None:
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='go on from a checkpoint; without a path from the latest in the work dir')
     parser.add_argument('--pretrained', metavar='CHECKPOINT',
-                        help='weights for the backbone, official ones as released')
+                        help="weights for the backbone, official ones as released; 'official': the "
+                        "authors' for this backbone, downloaded once")
     parser.add_argument('--amp', action='store_true', help='mixed precision, on a GPU')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size')

@@ -1,24 +1,26 @@
 """From a path, an address or a name in a model zoo to a local file."""
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get_local_path
-from mmengine.logging import print_log
 
+from .catalogue import SCHEME, find_released
+from .download import download
 from .errors import CheckpointError
 
 # mmengine's names of model zoos.
 ZOOS = ('torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls')
 ALLOWED = (
     'a path, an address (http://, https://, or s3:// with its client installed) or a name in a '
-    'model zoo (torchvision://resnet50, open-mmlab://NAME, mmcls://NAME)')
+    'model zoo (torchvision://resnet50, open-mmlab://NAME, mmcls://NAME) or in the catalogue of '
+    'released weights (official://crossformer_s)')
 
 
 @contextmanager
@@ -41,7 +43,9 @@ def local_file(address: str | Path) -> Iterator[Path]:
         if not separator:
             path = Path(address).expanduser()
         elif scheme in ('http', 'https'):
-            path = _downloaded(str(address))
+            path = _by_first_process(partial(_downloaded, str(address)))
+        elif scheme == SCHEME:
+            path = _by_first_process(find_released(name).fetch)
         else:
             path = Path(_from_storage(str(address), stack))
         if not path.is_file():
@@ -71,30 +75,23 @@ def _meant(name: str, table: Mapping[str, str]) -> str:
     return f'; close to it are {", ".join(close)}' if close else f'. Allowed is {ALLOWED}'
 
 
-def _downloaded(url: str) -> Path:
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+def _by_first_process(fetch: Callable[[], Path]) -> Path:
+    """What `fetch` returns, called by the first process before all others."""
+    path = None
     try:
         if get_rank() == 0:
-            _download(url, path)
+            path = fetch()
     finally:
         # Also after a failure: the others would wait for ever.
         barrier()
     # On another machine the file may still be missing.
-    _download(url, path)
+    return path or fetch()
+
+
+def _downloaded(url: str) -> Path:
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    download(url, path)
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    if path.is_file():
-        return
-    print_log(f'Downloading {url} to {path}', logger='current')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f'{url} cannot be downloaded: {error}. Get the file in another way and give its path, '
-            f'or put it at {path}') from None
 
 
 def _from_storage(address: str, stack: ExitStack) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from .addresses import local_file
+from .catalogue import SCHEME
 from .errors import CheckpointError
 
 try:
@@ -93,6 +95,15 @@ def _allow_inert_classes(path: str | Path, stack: ExitStack) -> None:
     harmless['builtins.getattr'] = _history_statistic
     classes = [(harmless.get(name, _Placeholder), name) for name in foreign]
     stack.enter_context(serialization.safe_globals(classes + _DTYPES))
+
+
+@CheckpointLoader.register_scheme(prefixes=f'{SCHEME}://')
+def _load_for_mmengine(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
+    """`official://NAME` wherever mmengine loads a checkpoint: stock runners and inferencers."""
+    if restores_objects():
+        return read_checkpoint(filename, map_location)
+    with local_file(filename) as path:
+        return CheckpointLoader.load_checkpoint(str(path), map_location)
 
 
 class _Placeholder:

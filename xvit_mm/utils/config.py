@@ -106,12 +106,39 @@ def use_auto_scale_lr(cfg: Config) -> None:
 def use_pretrained(cfg: Config, checkpoint: str) -> None:
     """Start the backbone from a checkpoint.
 
+    Args:
+        cfg: changed in place.
+        checkpoint: a path, an address, a name in a model zoo, or `official` for the weights that
+            the authors released for this backbone.
+
     Raises:
         ConfigError: the config's model has no backbone.
+        CheckpointError: `official`, and there are no weights of this backbone.
     """
     if 'backbone' not in cfg.get('model', {}):
         raise ConfigError('--pretrained: the config has no model.backbone to load it into')
+    if checkpoint == 'official':
+        from xvit_mm.checkpoints import official_classifier
+        checkpoint = official_classifier(cfg.model.backbone)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+
+
+def use_checkpoint(cfg: Config, checkpoint: str) -> None:
+    """Test or predict with a checkpoint.
+
+    Args:
+        cfg: changed in place.
+        checkpoint: a path, an address, a name in a model zoo, or `official` for the whole model
+            that the authors released for this config.
+
+    Raises:
+        CheckpointError: `official`, and there is no such model.
+    """
+    if checkpoint == 'official':
+        from xvit_mm.checkpoints import official_model
+        checkpoint = official_model(cfg)
+    # The config of a resumed training says resume, which would ask for the training data.
+    cfg.load_from, cfg.resume = checkpoint, False
 
 
 def use_resume(cfg: Config, checkpoint: str | None = None) -> None:
