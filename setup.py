@@ -33,10 +33,13 @@ EXTRAS = {
         'ftfy',
         'regex',
     ],
+    # For released weights that are on Google Drive.
+    'weights': ['gdown'],
     'dev': [
         'pytest',
         'pytest-xdist',
         'timm',
+        'gdown',
         'onnx',
         'onnxruntime',
         'faster-coco-eval',

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from xvit_mm.checkpoints import CheckpointError, catalogue, official_model
 from xvit_mm.utils.complexity import Cost
 from xvit_mm.utils.config import load_config
 from xvit_mm.utils.shipped_configs import list_configs, list_renamed
@@ -78,6 +79,7 @@ class Entry:
     size: (height, width) for which the cost is counted.
     length: as ('Epochs', 12) or ('Iterations', 80000); repeated data count as often.
     batch: number of devices and images on each, for which the learning rate is.
+    weights: the name of the file that the authors released for it, `official://NAME`.
     cost: None until it has been measured.
     """
 
@@ -94,6 +96,7 @@ class Entry:
     batch: tuple[int, int]
     results: Results
     old_names: tuple[str, ...] = ()
+    weights: str = ''
     cost: Cost | None = None
 
     @property
@@ -144,7 +147,7 @@ def _entry(
         name=name, path=path, cfg=cfg, collection=_collection(cfg.model), method=method,
         backbone=_backbone_name(cfg.model), neck={'FPN': 'FPN', 'VTFPN': 'VT-FPN'}.get(neck, ''),
         dataset=dataset, size=customary or _test_size(cfg), length=_length(cfg), batch=_batch(cfg),
-        results=results, old_names=old_names, cost=cost)
+        results=results, old_names=old_names, weights=_weights(cfg), cost=cost)
 
 
 # What the content of a config says.
@@ -157,6 +160,17 @@ def _collection(model: Mapping[str, Any]) -> str:
             if part.startswith(f'xvit_mm.{collection}'):
                 return collection
     return 'Baselines'
+
+
+def _weights(cfg: Config) -> str:
+    try:
+        address = official_model(cfg)
+    except CheckpointError:
+        return ''
+    name = address.partition('://')[2]
+    # Only ImageNet's classes are those of the released classifiers.
+    is_same_task = catalogue()[name].config or cfg.filename.endswith('_imagenet.py')
+    return name if is_same_task else ''
 
 
 def _backbone_name(model: Mapping[str, Any]) -> str:

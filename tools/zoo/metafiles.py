@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from xvit_mm.checkpoints import catalogue
 from xvit_mm.utils.complexity import Cost
 
 from .entries import COLLECTIONS, Entry
@@ -76,6 +77,8 @@ def _model(entry: Entry) -> dict[str, Any]:
     if entry.old_names:
         # Read by the inferencers of mmdet, mmseg and mmpretrain.
         model['Alias'] = list(entry.old_names)
+    if entry.weights and catalogue()[entry.weights].url:
+        model['Weights'] = catalogue()[entry.weights].url
     metrics = _metrics(entry)
     if metrics:
         model['Results'] = [

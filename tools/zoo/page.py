@@ -53,7 +53,17 @@ OpenMMLab spells them. OpenMMLab's mim (`openmim` 0.3.9) does all three with the
 It needs `pkg_resources`, which setuptools 82 removed, and its dependencies pin setuptools 60.2.
 OneDL's (`onedl-mim` 0.5.1) does all three with a checkout that is installed by `pip install -e .`
 and has no `build/` folder; with an installed wheel it takes `xvit_mm-*.dist-info` for the package
-and finds nothing. There are no weights for `mim download`.
+and finds nothing. `mim download` fetches the weights whose address is direct, those of CrossViT.
+
+## Weights
+What the authors of CrossFormer and CrossViT released goes by name; the column **weights** has it.
+```
+python tools/train.py retinanet_crossformer_s_coco --pretrained official   # its backbone's weights
+python tools/test.py  retinanet_crossformer_s_coco official                # the authors' detector
+```
+`official` stands for the file that belongs to the config, `official://crossformer_s` for any file:
+on the command line, in `load_from`, in `init_cfg` and wherever mmengine loads a checkpoint.
+[Checkpoints](checkpoints.md#weights-by-name) tells where the files come from and where they are kept.
 
 ## Where the papers' costs differ
 Beyond the rounding of what is printed, parameters agree within 0.5 % and MACs within 3 %
@@ -104,6 +114,8 @@ def _section(title: str, entries: Sequence[Entry]) -> str:
     columns = ['config', 'model', 'size', 'parameters (M)', 'MACs (G)']
     if any(entry.results.published for entry in entries):
         columns += [f'{names} (paper)', 'cost (paper)']
+    if any(entry.weights for entry in entries):
+        columns += ['weights']
     if any(entry.results.measured for entry in entries):
         columns += [f'{names} (measured)']
     lines = [f'## {title}', _row(columns), '|---' * len(columns) + '|']
@@ -127,6 +139,8 @@ def _cells(entry: Entry, columns: Sequence[str], metrics: Sequence[str]) -> list
     if 'cost (paper)' in columns:
         published = entry.results.published
         cells += [_metrics(published.metrics if published else {}, metrics), _costs(published)]
+    if 'weights' in columns:
+        cells.append(f'`{entry.weights}`' if entry.weights else '')
     if columns[-1].endswith('(measured)'):
         runs = [_metrics(run.metrics, metrics) for run in entry.results.measured]
         cells.append(', '.join(runs))
