@@ -187,31 +187,6 @@ def test_maps_equal_the_official_detection_backbone_at_every_size(path):
         assert max(deviation(x, y) for x, y in zip(maps, case['features'], strict=True)) <= 1e-4
 
 
-def test_classifier_trains_and_predicts_in_mmpretrain():
-    from mmpretrain.registry import MODELS
-    from mmpretrain.structures import DataSample
-    from mmpretrain.utils import register_all_modules
-    register_all_modules(init_default_scope=True)
-    model = MODELS.build(dict(
-        type='ImageClassifier',
-        backbone=dict(type='xvit_mm.CrossFormer', arch=SMALL_ARCH, out_indices=(0, 1)),
-        head=dict(type='xvit_mm.CrossFormerClsHead', num_classes=5, in_channels=64)))
-    images = torch.randn(2, 3, 37, 50)
-    samples = [DataSample().set_gt_label(label) for label in (1, 4)]
-    loss = model.train()(images, samples, mode='loss')['loss']
-    expected = nn.functional.cross_entropy(model(images), torch.tensor([1, 4]))
-    torch.testing.assert_close(loss, expected)
-    loss.backward()
-    assert all(p.grad is not None for p in model.parameters())
-    predictions = model.eval()(images, mode='predict')
-    logits = model(images)
-    assert [p.pred_label.item() for p in predictions] == logits.argmax(1).tolist()
-    torch.testing.assert_close(torch.stack([p.pred_score for p in predictions]), logits.softmax(1))
-
-
-def test_head_names_the_channels_that_do_not_fit():
-    with pytest.raises(ValueError, match='has 32 channels but in_channels=64'):
-        CrossFormerClsHead(5, 64)(torch.randn(1, 32, 2, 2))
 
 
 # Defects of the official code, as listed in docs/crossformer.md.

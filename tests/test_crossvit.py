@@ -555,33 +555,7 @@ def test_another_model_is_refused_by_name():
         load_official(CrossViT(TINY), {'blocks.0.attn.qkv.weight': torch.zeros(1)})
 
 
-# --- head, depths, bad input -------------------------------------------------------------------
-
-
-def test_logits_are_the_mean_of_both_classifiers():
-    head = randomise(CrossViTClsHead(5, (8, 16)).double())
-    feats = [torch.randn(2, width, dtype=torch.float64) for width in (8, 16)]
-    for b in range(2):
-        parts = [literal_linear(literal_norm(x[b], norm), fc)
-                 for x, norm, fc in zip(feats, head.norms, head.fcs)]
-        torch.testing.assert_close(head(feats)[b], (parts[0] + parts[1]) / 2)
-
-
-def test_classifier_trains_and_predicts_in_mmpretrain():
-    pytest.importorskip('mmpretrain')
-    from mmpretrain.registry import MODELS
-    from mmpretrain.structures import DataSample
-    model = MODELS.build(dict(
-        type='ImageClassifier',
-        backbone=dict(type='xvit_mm.CrossViT', arch=TINY, out_type='cls_token'),
-        head=dict(type='xvit_mm.CrossViTClsHead', num_classes=3, in_channels=(8, 16),
-                  loss=dict(type='mmpretrain.LabelSmoothLoss', label_smooth_val=0.1))))
-    samples = [DataSample().set_gt_label(i) for i in (0, 2)]
-    loss = model(images(40, 56, 2), samples, mode='loss')['loss']
-    loss.backward()
-    assert all(p.grad is not None for p in model.parameters())
-    predicted = model(images(40, 56, 2), samples, mode='predict')
-    assert all(abs(s.pred_score.sum() - 1) < 1e-5 and 0 <= s.pred_label < 3 for s in predicted)
+# --- depths, bad input -------------------------------------------------------------------------
 
 
 def test_layer_depths_count_blocks_of_the_deeper_branch():
@@ -617,13 +591,3 @@ def test_layer_depths_count_blocks_of_the_deeper_branch():
 def test_bad_arguments_are_refused_with_what_is_allowed(wrong, message):
     with pytest.raises(ValueError, match=message):
         CrossViT(**(dict(arch=TINY) | wrong))
-
-
-def test_head_says_what_it_needs():
-    with pytest.raises(ValueError, match='give two widths'):
-        CrossViTClsHead(10, 384)
-    head = CrossViTClsHead(10, (8, 16))
-    with pytest.raises(ValueError, match=r"\(2, 16\).*out_type='cls_token'"):
-        head((torch.zeros(2, 16),))
-    with pytest.raises(ValueError, match="out_type='cls_token'"):
-        head(CrossViT(TINY)(images(32, 32)))

@@ -586,35 +586,6 @@ def test_weights_of_another_depth_are_refused_by_name():
         load_official(VTResNet(18), torchvision_resnet(34).state_dict())
 
 
-# The head.
-
-
-def test_head_is_the_mean_over_tokens_and_a_linear():
-    head = VTClsHead(5, 32).double()
-    tokens = random(2, 4, 32)
-    expected = [[dot(row, [sum(t[c] for t in image) / 4 for c in range(32)]) + bias
-                 for row, bias in zip(head.fc.weight.tolist(), head.fc.bias.tolist())]
-                for image in tokens.tolist()]
-    assert_equal(head((None, tokens)), [tensor(row) for row in expected])
-    assert torch.equal(head(tokens), head((tokens,)))
-    with pytest.raises(ValueError, match="out_type='tokens'"):
-        head((torch.zeros(2, 32, 4, 4),))
-
-
-def test_image_classifier_trains_and_predicts():
-    from mmpretrain.structures import DataSample
-    model = MODELS.build(dict(
-        type='mmpretrain.ImageClassifier',
-        backbone=dict(type='xvit_mm.VTResNet', out_indices=(3,), out_type='tokens', **SMALL),
-        head=dict(type='xvit_mm.VTClsHead', num_classes=5, in_channels=32, dropout=0.2)))
-    samples = [DataSample().set_gt_label(i) for i in range(2)]
-    model.loss(torch.randn(2, 3, 64, 64), samples)['loss'].backward()
-    assert all(p.grad is not None for p in model.parameters())
-    with torch.no_grad():
-        predicted = model.eval().predict(torch.randn(2, 3, 50, 64))
-    assert predicted[0].pred_score.shape == (5,)
-
-
 # The neck.
 
 CHANNELS = (8, 16, 32, 64)

@@ -491,38 +491,6 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         XFormer(**settings)
 
 
-# The head.
-
-
-def test_head_pools_640_channels():
-    head = XFormerClsHead(10, 160)
-    maps = (torch.randn(2, 128, 4, 4), torch.randn(2, 160, 3, 5))
-    assert head(maps).shape == (2, 10)
-    assert parameters(XFormerClsHead(1000, 160)) == 103_680 + 641_000
-    torch.testing.assert_close(head(maps), head(maps[-1]))
-    pooled = head.conv(maps[-1]).mean((2, 3))
-    torch.testing.assert_close(head(maps), F.linear(pooled, head.fc.weight, head.fc.bias))
-
-
-def test_head_refuses_maps_of_other_channels():
-    with pytest.raises(ValueError, match='128 channels but in_channels=160.*out_channels'):
-        XFormerClsHead(10, 160)(torch.randn(1, 128, 2, 2))
-
-
-def test_head_trains_and_predicts_in_mmpretrain():
-    from mmpretrain.structures import DataSample
-    model = MODELS.build(dict(
-        type='mmpretrain.ImageClassifier',
-        backbone=dict(type='xvit_mm.XFormer', arch=SMALL_ARCH, out_indices=(3,)),
-        head=dict(type='xvit_mm.XFormerClsHead', num_classes=5, in_channels=32)))
-    samples = [DataSample().set_gt_label(i) for i in (1, 4)]
-    images = torch.randn(2, 3, 40, 56)
-    model(images, samples, mode='loss')['loss'].backward()
-    assert all(p.grad is not None for p in model.parameters())
-    scores = [sample.pred_score for sample in model.eval()(images, samples, mode='predict')]
-    assert all(score.shape == (5,) and abs(score.sum() - 1) < 1e-5 for score in scores)
-
-
 # Checkpoints: there are no official ones, but our own are accounted for.
 
 

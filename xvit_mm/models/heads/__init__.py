@@ -1,7 +1,3 @@
-from .base import ClsHead
-from .crossformer_head import CrossFormerClsHead
-from .crossvit_head import CrossViTClsHead
-from .vt_head import VTClsHead
-from .xformer_head import XFormerClsHead
+from .cls_heads import ClsHead, CrossFormerClsHead, CrossViTClsHead, VTClsHead, XFormerClsHead
 
 __all__ = ['ClsHead', 'CrossFormerClsHead', 'CrossViTClsHead', 'VTClsHead', 'XFormerClsHead']
