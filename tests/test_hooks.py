@@ -1,6 +1,7 @@
 """The hooks that show a run, driven by mmengine's runner and a toy model."""
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,13 +10,15 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
+from xvit_mm.engine import ClassificationLoss
 from xvit_mm.engine.hooks import close_progress_bar
-from xvit_mm.engine.hooks.curves import MAIN_METRICS, draw_curves, read_history
+from xvit_mm.engine.hooks.curves import MAIN_METRICS, _matching, draw_curves, read_history
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 END = '\n\x1b[?25h'  # a new line, and the cursor shown
@@ -308,6 +311,43 @@ def test_prefixes_infinities_and_standalone_validations_are_dealt_with(tmp_path)
     write_run(tmp_path, '20250101_000000', [val_line(0, 0.7), *lines])
     history = read_history(tmp_path, 1)
     assert history.losses == {'loss': {10: 1.0}} and not history.metrics
+
+
+def test_validation_loss_and_training_accuracy_stand_beside_their_counterparts(tmp_path):
+    lines = []
+    for epoch in (1, 2):
+        lines.append(json.dumps({'loss': 2.0 / epoch, 'accuracy_top-1': 30.0 * epoch, 'lr': 0.1,
+                                 'iter': 10 * epoch, 'step': 10 * epoch}))
+        lines.append(json.dumps({'accuracy/top1': 25.0 * epoch, 'val_loss': 2.5 / epoch,
+                                 'step': epoch}))
+    write_run(tmp_path, '20250101_000000', lines)
+    history = read_history(tmp_path, 10)
+    assert history.losses == {'loss': {10: 2.0, 20: 1.0}, 'val_loss': {10: 2.5, 20: 1.25}}
+    assert history.metrics == {'training accuracy_top-1': {10: 30.0, 20: 60.0},
+                               'accuracy/top1': {10: 25.0, 20: 50.0}}
+    # What belongs to the training is drawn whatever metrics of the validation are asked for.
+    assert set(_matching(history.metrics, MAIN_METRICS)) == set(history.metrics)
+    assert set(_matching({'a': {}, 'b': {}, **history.metrics}, ['a$'])) == {
+        'a', 'training accuracy_top-1'}
+    draw_curves(history, tmp_path / 'curves.png')
+    assert cv2.imread(str(tmp_path / 'curves.png')) is not None
+
+
+@pytest.mark.parametrize('loss', [None, dict(
+    type='mmpretrain.LabelSmoothLoss', label_smooth_val=0.1, mode='original')])
+def test_validation_loss_is_that_of_the_logits(loss):
+    logits = 3 * torch.randn(5, 4, generator=torch.manual_seed(0))
+    logits[0] = torch.tensor([500., 0, 0, 0])  # the other probabilities underflow
+    labels = torch.tensor([0, 3, 1, 2, 2])
+    metric = ClassificationLoss(loss)
+    for part in (slice(0, 2), slice(2, 5)):
+        metric.process(None, [dict(pred_score=score, gt_label=label[None]) for score, label in
+                              zip(logits[part].softmax(1), labels[part])])
+    smoothing = 0.1 if loss else 0.
+    expected = F.cross_entropy(logits[1:], labels[1:], label_smoothing=smoothing, reduction='sum')
+    # The first: log 1 = 0 for its class, and the smallest normal number for the others.
+    expected += smoothing / 4 * 3 * -math.log(torch.finfo(torch.float32).tiny)
+    assert metric.evaluate(5) == {'val_loss': pytest.approx(expected.item() / 5, rel=1e-5)}
 
 
 def test_nothing_to_draw_writes_no_picture(tmp_path):

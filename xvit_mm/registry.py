@@ -35,5 +35,6 @@ def _child(parent: root.Registry, *locations: str) -> ScopedRegistry:
 DATASETS = _child(root.DATASETS, 'xvit_mm.datasets.cifar10')
 MODELS = _child(root.MODELS, 'xvit_mm.models')
 HOOKS = _child(root.HOOKS, 'xvit_mm.engine')
+METRICS = _child(root.METRICS, 'xvit_mm.engine')
 RUNNERS = _child(root.RUNNERS, 'xvit_mm.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, 'xvit_mm.engine')

@@ -1,6 +1,7 @@
-"""What steers a run: the runner, the optimizer's settings and the hooks."""
+"""What steers a run: the runner, the optimizer's settings, the metrics and the hooks."""
 from . import hooks
+from .metrics import ClassificationLoss
 from .optimizers import OptimWrapperConstructor
 from .runner import Runner
 
-__all__ = ['OptimWrapperConstructor', 'Runner', 'hooks']
+__all__ = ['ClassificationLoss', 'OptimWrapperConstructor', 'Runner', 'hooks']

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAIN_METRICS = (r'mAP(_50)?$', r'AP50$', r'm(IoU|Dice|Fscore)$', r'[am]Acc$', r'accuracy/top\d+$')
 
+TRAINING = 'training '  # before the name of an accuracy on training images
+
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#7A5C00', '#555555')
 _MAX_LINES = len(_COLORS)
 _START_FILE = 'start.json'  # beside the scalars: the iteration that a run went on from
@@ -36,7 +38,9 @@ class CurvesHook(Hook):
     """Draws `work_dir/curves.png` after every validation and at the end of the training.
 
     The values are those that `LocalVisBackend` keeps below `work_dir`, of earlier runs too: a
-    resumed run shows one curve, without the iterations that were rolled back.
+    resumed run shows one curve, without the iterations that were rolled back. A validation loss
+    (`ClassificationLoss`) stands beside the training loss, and the accuracy on the training images
+    (`cal_acc=True` of a classification head) beside that of the validation.
 
     Args:
         metrics: regular expressions of the validation metrics to draw. Where none matches, all
@@ -115,10 +119,12 @@ def read_history(work_dir: str | os.PathLike, iterations_per_val_step: int | Non
             if _is_train(line):
                 iteration = line['step']
                 _add(history.losses, _scalars(line, 'train/', wants_loss=True), iteration)
+                _add(history.metrics, _training_accuracies(line), iteration)
             else:
                 scale = iterations_per_val_step
                 done = line.get('step', 0) * scale if scale else iteration
                 if done:  # a validation apart from any training has step 0
+                    _add(history.losses, _scalars(line, 'val/', wants_loss=True), done)
                     _add(history.metrics, _scalars(line, 'val/', wants_loss=False), done)
     return history
 
@@ -156,7 +162,7 @@ def _draw_losses(axis: Axes, curves: dict[str, Series]) -> None:
         axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
         axis.plot(steps, _smooth(values), color=color, label=name, marker=_marker(series),
                   linewidth=2.2 if is_total else 1.4)
-    axis.set_ylabel('training loss')
+    axis.set_ylabel('loss')
     values = np.array([value for series in curves.values() for value in series.values()])
     if values.min() > 0 and values.max() > 20 * values.min():
         axis.set_yscale('log')
@@ -168,7 +174,7 @@ def _draw_metrics(axis: Axes, curves: dict[str, Series]) -> None:
         values = list(series.values())
         label = f'{name}\n{values[-1]:.3g} (best {max(values):.3g})'
         axis.plot(list(series), values, color=color, label=label, marker='o', markersize=4)
-    axis.set_ylabel('validation metric')
+    axis.set_ylabel('metric')
 
 
 def _marker(series: Series) -> str | None:
@@ -193,9 +199,10 @@ def _main_lines(curves: dict[str, Series]) -> dict[str, Series]:
 
 
 def _matching(metrics: dict[str, Series], patterns: Sequence[str]) -> dict[str, Series]:
-    chosen = {name: series for name, series in metrics.items()
-              if any(re.search(pattern, name) for pattern in patterns)}
-    return chosen or metrics
+    chosen = {name for name in metrics if any(re.search(pattern, name) for pattern in patterns)}
+    chosen = chosen or set(metrics)
+    return {name: series for name, series in metrics.items()
+            if name in chosen or name.startswith(TRAINING)}
 
 
 def _iterations_per_val_step(runner: Runner) -> int | None:
@@ -267,6 +274,12 @@ def _scalars(line: dict, prefix: str, *, wants_loss: bool) -> Iterator[tuple[str
         # COCO reports -1 where a metric is undefined.
         if ('loss' in name) == wants_loss and (wants_loss or value != -1):
             yield name, value
+
+
+def _training_accuracies(line: dict) -> Iterator[tuple[str, float]]:
+    for name, value in _scalars(line, 'train/', wants_loss=False):
+        if name.startswith('accuracy'):
+            yield f'{TRAINING}{name}', value
 
 
 def _add(curves: dict[str, Series], scalars: Iterator[tuple[str, float]], iteration: int) -> None:
