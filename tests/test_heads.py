@@ -89,6 +89,20 @@ def test_the_loss_can_be_chosen(case: Case) -> None:
 
 
 @each_head
+def test_the_accuracy_of_training_images_is_logged_on_request(case: Case) -> None:
+    images = torch.randn(4, 3, 37, 50)
+    model = classifier(case, cal_acc=True).eval()
+    right = model(images).argmax(1)
+    labels = (right + torch.tensor([0, 1, 0, 0])) % NUM_CLASSES
+    losses = model(images, samples_of(labels.tolist()), mode='loss')
+    assert losses['accuracy_top-1'].item() == 75
+    # It is logged, not minimised.
+    assert model.parse_losses(losses)[0] == losses['loss']
+    assert 'accuracy_top-1' not in classifier(case).eval()(
+        images, samples_of(labels.tolist()), mode='loss')
+
+
+@each_head
 def test_predictions_are_the_softmax_and_its_largest_class(case: Case) -> None:
     model, images = classifier(case).eval(), torch.randn(2, 3, 37, 50)
     logits, predictions = model(images), model(images, mode='predict')

@@ -34,6 +34,8 @@ class ClsHead(BaseModule):
         loss: config of any loss that takes logits and labels, for instance
             `dict(type='mmpretrain.LabelSmoothLoss', label_smooth_val=0.1)`. Default: cross
             entropy, with class indices or, after mixup and cutmix, with class scores.
+        cal_acc: also log `accuracy_top-1` of the training images, in percent. Mixed batches have
+            none.
         init_cfg: as in mmengine; default the class's `default_init_cfg`.
     """
 
@@ -44,10 +46,12 @@ class ClsHead(BaseModule):
         num_classes: int,
         in_channels: int | Sequence[int],
         loss: dict | None,
+        cal_acc: bool,
         init_cfg: dict | list[dict] | None,
     ) -> None:
         super().__init__(init_cfg or self.default_init_cfg)
         self.num_classes, self.in_channels = num_classes, in_channels
+        self.cal_acc = cal_acc
         self.loss_module: nn.Module = MODELS.build(loss) if loss else nn.CrossEntropyLoss()
 
     @abstractmethod
@@ -62,11 +66,16 @@ class ClsHead(BaseModule):
 
     def loss(self, feats: Sequence[Tensor], data_samples: 'list[DataSample]') -> dict[str, Tensor]:
         """Compute the loss on samples with `gt_label` or, if a batch was mixed, `gt_score`."""
+        logits = self(feats)
         if 'gt_score' in data_samples[0]:
             target = torch.stack([sample.gt_score for sample in data_samples])
-        else:
-            target = torch.cat([sample.gt_label for sample in data_samples])
-        return dict(loss=self.loss_module(self(feats), target))
+            return dict(loss=self.loss_module(logits, target))
+        target = torch.cat([sample.gt_label for sample in data_samples])
+        losses = dict(loss=self.loss_module(logits, target))
+        if self.cal_acc:
+            correct = logits.argmax(dim=1) == target
+            losses['accuracy_top-1'] = 100 * correct.float().mean()
+        return losses
 
     def predict(
         self, feats: Sequence[Tensor], data_samples: 'list[DataSample | None] | None' = None
@@ -103,9 +112,10 @@ class CrossFormerClsHead(ClsHead):
         in_channels: int,
         *,
         loss: dict | None = None,
+        cal_acc: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, loss, init_cfg)
+        super().__init__(num_classes, in_channels, loss, cal_acc, init_cfg)
         self.norm = nn.LayerNorm(in_channels)
         self.fc = nn.Linear(in_channels, num_classes)
 
@@ -128,9 +138,10 @@ class XFormerClsHead(ClsHead):
         in_channels: int,
         *,
         loss: dict | None = None,
+        cal_acc: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, loss, init_cfg)
+        super().__init__(num_classes, in_channels, loss, cal_acc, init_cfg)
         self.conv = ConvModule(
             in_channels, XFORMER_HIDDEN_CHANNELS, 1,
             norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU'))
@@ -154,13 +165,14 @@ class CrossViTClsHead(ClsHead):
         in_channels: Sequence[int],
         *,
         loss: dict | None = None,
+        cal_acc: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         if not isinstance(in_channels, Sequence) or len(in_channels) != 2:
             raise ValueError(
                 f'in_channels={in_channels!r}: give two widths, those of the small-patch and the '
                 "large-patch branch, as in the backbone's out_channels")
-        super().__init__(num_classes, tuple(in_channels), loss, init_cfg)
+        super().__init__(num_classes, tuple(in_channels), loss, cal_acc, init_cfg)
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for width in in_channels)
         self.fcs = nn.ModuleList(nn.Linear(width, num_classes) for width in in_channels)
 
@@ -181,7 +193,7 @@ class VTClsHead(ClsHead):
     Reads the last output, tokens [B, L, in_channels], as `VTResNet(out_type='tokens')` returns it.
 
     Args:
-        num_classes, loss, init_cfg: as in `ClsHead`.
+        num_classes, loss, cal_acc, init_cfg: as in `ClsHead`.
         in_channels: the backbone's `token_channels`.
         dropout: rate; the paper's advanced recipe has 0.2, the default one none.
     """
@@ -195,9 +207,10 @@ class VTClsHead(ClsHead):
         *,
         dropout: float = 0.,
         loss: dict | None = None,
+        cal_acc: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, loss, init_cfg)
+        super().__init__(num_classes, in_channels, loss, cal_acc, init_cfg)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(in_channels, num_classes)
 
