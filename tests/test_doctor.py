@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
 TOOLS = Path(__file__).resolve().parent.parent / 'tools'
-PARTS = ('bootstrap', 'bootstrap.stack', 'bootstrap.project_env', 'doctor')
+PARTS = ('bootstrap', 'bootstrap.stacks', 'bootstrap.facts', 'bootstrap.remedies', 'doctor')
 LIBGL = 'ImportError: libGL.so.1: cannot open shared object file: No such file or directory'
 SYMBOL = 'ImportError: _ext.so: undefined symbol: _ZN3c105ErrorC2ENS'
 CUDART = 'OSError: libcudart.so.13: cannot open shared object file: No such file or directory'
@@ -31,44 +31,46 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(**found)
 
 
-def healthy(tools: SimpleNamespace, family: str = 'OneDL') -> Dict[str, Any]:
+def healthy(tools: SimpleNamespace, family: str = 'onedl') -> dict[str, Any]:
     """Records of an environment in which everything imports."""
-    names = list(tools.stack.FAMILIES[family].values()) + ['torch', 'torchvision', 'numpy']
-    pins = tools.stack.pins()
+    stack = tools.stacks.STACKS[family]
+    names = [*stack.packages.values(), 'torch', 'torchvision', 'numpy']
+    pins = stack.pins()
     modules = {name: {'name': name, 'version': '1.0', 'path': f'/env/{name}.py'}
                for name in tools.doctor.NEEDED + tools.doctor.OPTIONAL}
-    modules['torch'].update(version='2.12.1+cu130', cuda='13.0', gpu=None)
-    modules['torchvision'].update(version='0.27.1+cu130')
+    modules['torch'].update(version=pins['torch'] + '+cu130', cuda='13.0', gpu=None)
+    modules['torchvision'].update(version=pins['torchvision'] + '+cu130')
     modules['mmcv.ops'].update(cuda='not available')
     return {'distributions': {name: pins.get(name, '1.0') for name in names}, 'modules': modules}
 
 
 def findings(
     tools: SimpleNamespace,
-    environment: Dict[str, Any],
+    environment: dict[str, Any],
     python: str = OTHER_PYTHON,
     **errors: str,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Subject -> finding, where some imports fail; `mmcv__ext` stands for `mmcv._ext`."""
     modules = environment['modules']
     for name, error in errors.items():
-        name = name.replace('mmcv__', 'mmcv._')
-        modules[name] = {'name': name, 'error': error}
-    facts = tools.stack.Facts(python, (3, 11, 7), environment['distributions'], modules)
-    tools.stack.gather = lambda *args: facts
+        name = name.replace('__', '._' if name == 'mmcv__ext' else '.')
+        where = ['/env/x.py:1', f'{tools.stacks.ROOT}/xvit_mm/models/x.py:7']
+        modules[name] = {'name': name, 'error': error, 'where': where}
+    facts = tools.facts.Facts(python, (3, 11, 7), environment['distributions'], modules)
+    tools.doctor.gather = lambda *args: facts
     return {one.subject: one for one in tools.doctor.examine(python)}
 
 
-def broken(report: Dict[str, Any]) -> List[str]:
+def broken(report: dict[str, Any]) -> list[str]:
     return [subject for subject, one in report.items() if one.level == 'broken']
 
 
-@pytest.mark.parametrize('family', ['OneDL', 'upstream'])
+@pytest.mark.parametrize('family', ['onedl', 'upstream'])
 def test_a_healthy_environment_of_either_family_has_nothing_broken(
     tools: SimpleNamespace, family: str, capsys: pytest.CaptureFixture,
 ) -> None:
     report = findings(tools, healthy(tools, family))
-    assert not broken(report) and report['family'].text.startswith(family)
+    assert not broken(report) and report['family'].text.lower().startswith(family)
     assert tools.doctor.report(list(report.values())) == 0
     assert '/env/mmcv.py' in capsys.readouterr().out
 
@@ -78,7 +80,7 @@ def test_something_broken_gives_a_non_zero_exit(
 ) -> None:
     report = findings(tools, healthy(tools), torch="ModuleNotFoundError: No module named 'torch'")
     assert tools.doctor.report(list(report.values())) == 1
-    assert 'mend: /env/bin/python -m pip install torch' in capsys.readouterr().out
+    assert 'repair: /env/bin/python -m pip install torch' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('cause, error', [
@@ -94,6 +96,11 @@ def test_packages_that_fail_for_the_same_reason_point_to_the_first(
 @pytest.mark.parametrize('module, error, words, command', [
     ('cv2', LIBGL, 'libGL.so.1', 'sudo apt-get install -y libgl1'),
     ('mmcv__ext', SYMBOL, 'another torch', '--no-cache-dir --no-binary onedl-mmcv'),
+    ('cv2', 'ImportError: numpy.core.multiarray failed to import', 'built for another numpy',
+     '"numpy>=2,<2.3" "opencv-python>=4.12,<4.13"'),
+    ('torch__from_numpy', 'RuntimeError: Numpy is not available', 'numpy 2', '"numpy>=2,<2.3"'),
+    ('xvit_mm', "AttributeError: module 'numpy._core' has no attribute 'x'",
+     'this package itself fails, in ', 'restore xvit_mm'),
     ('mmcv__ext', "ModuleNotFoundError: No module named 'mmcv._ext'", 'without its compiled ops',
      '--no-cache-dir --no-binary onedl-mmcv'),
     ('torchvision', NMS, 'another torch', 'torchvision==0.27.*'),
@@ -111,19 +118,38 @@ def test_each_known_failure_has_its_command(
     tools: SimpleNamespace, module: str, error: str, words: str, command: str,
 ) -> None:
     report = findings(tools, healthy(tools), **{module: error})
-    finding = report[module.replace('mmcv__', 'mmcv._')]
+    finding = report[module.replace('__', '._' if module == 'mmcv__ext' else '.')]
     assert finding.level == 'broken' and words in finding.text
     assert command in finding.remedy
 
 
 def test_the_upstream_family_gets_upstream_commands(tools: SimpleNamespace) -> None:
-    report = findings(tools, healthy(tools, 'upstream'), mmcv__ext=SYMBOL)
+    environment = healthy(tools, 'upstream')
+    report = findings(tools, environment, mmcv__ext=SYMBOL,
+                      torch__from_numpy='RuntimeError: Numpy is not available')
     assert '--no-binary mmcv "mmcv>=2.1.0,<2.2.0"' in report['mmcv._ext'].remedy
+    assert report['torch.from_numpy'].remedy.endswith('install "numpy<2"')
+
+
+@pytest.mark.parametrize('detectors', [False, True])
+def test_mmcv_lite_is_enough_where_nothing_needs_its_ops(
+    tools: SimpleNamespace, detectors: bool,
+) -> None:
+    environment = healthy(tools, 'upstream')
+    names = environment['distributions']
+    names['mmcv-lite'] = names.pop('mmcv')
+    if not detectors:
+        del names['mmdet'], names['mmsegmentation']
+    report = findings(tools, environment, mmcv__ext="ModuleNotFoundError: No module named "
+                      "'mmcv._ext'", mmcv__ops="ModuleNotFoundError: No module named 'mmcv._ext'")
+    assert report['mmcv-lite'].level == ('broken' if detectors else 'note')
+    assert broken(report) == ['mmcv-lite'] * detectors
+    assert ('uninstall -y mmcv-lite && ' in report['mmcv-lite'].remedy) == detectors
 
 
 def test_in_the_project_environment_one_command_repairs(tools: SimpleNamespace) -> None:
     for name in ('python', 'python3'):
-        python = str(tools.project_env.PYTHON.with_name(name))
+        python = str(tools.stacks.STACKS['onedl'].python.with_name(name))
         report = findings(tools, healthy(tools), python, mmcv__ext=SYMBOL, cv2=LIBGL, torch=CUDART)
         for module in ('mmcv._ext', 'cv2', 'torch'):
             assert report[module].remedy == 'python3 tools/environment.py --repair'
@@ -194,7 +220,7 @@ def test_a_module_that_crashes_python_does_not_hide_the_next(
     (tmp_path / 'sound.py').write_text('__version__ = "1.5"')
     env = dict(os.environ, PYTHONPATH=str(tmp_path))
     names = ['crashing', 'raising', 'sound']
-    facts = tools.stack.gather(sys.executable, names, env)
+    facts = tools.facts.gather(sys.executable, names, env)
     assert facts.modules['crashing']['error'].startswith('Python crashed: exit status 3')
     assert facts.modules['raising']['error'] == 'OSError: no such library'
     assert facts.modules['sound']['version'] == '1.5'

@@ -1,6 +1,6 @@
-"""When the environment is reused, what the set-up refuses and says, how it is interrupted.
+"""When an environment is reused, what the set-up refuses and says, how it is interrupted.
 
-Without network or pip, in a copy of the checkout: `.venv` of the real one stays untouched.
+Without network or pip, in a copy of the checkout: the real environments stay untouched.
 """
 import ast
 import shutil
@@ -10,200 +10,149 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, List, Tuple
+from typing import Any
 
 import pytest
-from set_up_copy import (CONSTRAINTS, PARTS, ROOT, FakeRunner, checkout, error_of, install,
-                         make_ready, site_of, tools)
+from set_up_copy import ROOT, error_of, fake_setup, install, make_ready, tools
 
-__all__ = ['checkout', 'tools']  # fixtures
-TEN_LINES = 'x\n' * 10
+__all__ = ['tools']  # a fixture
+
+
+@pytest.fixture(params=['onedl', 'upstream'])
+def stack(tools: SimpleNamespace, request: pytest.FixtureRequest) -> Any:
+    return tools.stacks.STACKS[request.param]
 
 
 # --- when the environment is reused ---------------------------------------------------------------
 
 
-def test_a_finished_environment_is_reused(tools: SimpleNamespace) -> None:
-    assert not tools.project_env.is_ready()
-    make_ready(tools)
-    assert tools.project_env.is_ready()
+def test_a_finished_environment_is_reused(tools: SimpleNamespace, stack: Any) -> None:
+    assert not stack.is_ready()
+    make_ready(stack)
+    assert stack.is_ready() and tools.environment.ensure(stack.key) is stack
 
 
-@pytest.mark.parametrize('path', [CONSTRAINTS, 'setup.py', '.venv/pyvenv.cfg'])
-def test_a_change_of_what_determines_the_environment_voids_the_stamp(
-    tools: SimpleNamespace, path: str,
-) -> None:
-    make_ready(tools)
-    before = tools.project_env.fingerprint()
-    changed = (tools.root / path).read_text().replace('3.11.7', '3.11.8') + '# changed'
-    (tools.root / path).write_text(changed)
-    assert tools.project_env.fingerprint() != before
-    assert not tools.project_env.is_ready()
+def test_the_stacks_have_environments_of_their_own(tools: SimpleNamespace) -> None:
+    onedl, upstream = tools.stacks.STACKS.values()
+    make_ready(onedl)
+    assert onedl.venv != upstream.venv and not upstream.is_ready()
 
 
-def test_a_change_of_anything_else_keeps_the_stamp(tools: SimpleNamespace) -> None:
-    make_ready(tools)
-    (tools.root / 'README.md').write_text('other words')
-    assert tools.project_env.is_ready()
+@pytest.mark.parametrize('path', ['constraints', 'setup.py', 'pyvenv.cfg'])
+def test_a_change_of_what_determines_the_environment_voids_the_stamp(stack: Any, path: str) -> None:
+    make_ready(stack)
+    folder = stack.constraints.parent.parent
+    file = {'constraints': stack.constraints, 'setup.py': folder / 'setup.py',
+            'pyvenv.cfg': stack.venv / 'pyvenv.cfg'}[path]
+    file.write_text(file.read_text().replace('version = 3.1', 'version = 3.2') + '# changed')
+    assert not stack.is_ready()
 
 
-@pytest.mark.parametrize('change', ['removed', 'other version', 'upstream beside', 'no python'])
-def test_an_environment_changed_by_hand_is_not_reused(
-    tools: SimpleNamespace, change: str,
-) -> None:
-    make_ready(tools)
-    mmcv = next(site_of(tools.root).glob('onedl_mmcv-*'))
+@pytest.mark.parametrize('change', ['removed', 'other version', 'other family', 'no python'])
+def test_an_environment_changed_by_hand_is_not_reused(stack: Any, change: str) -> None:
+    make_ready(stack)
+    mmcv = next(stack.site_packages().glob('*mmcv-*'))
     if change == 'removed':
         shutil.rmtree(mmcv)
     elif change == 'other version':
-        mmcv.rename(mmcv.with_name('onedl_mmcv-2.3.5.dist-info'))
-    elif change == 'upstream beside':
-        install(tools.root, 'mmdet', '3.3.0')
+        mmcv.rename(mmcv.with_name(mmcv.name.partition('-')[0] + '-2.0.9.dist-info'))
+    elif change == 'other family':
+        install(stack, {'onedl': 'mmdet', 'upstream': 'onedl-mmdetection'}[stack.key], '3.3.0')
     else:
-        tools.project_env.PYTHON.unlink()
-    assert not tools.project_env.is_ready()
+        stack.python.unlink()
+    assert not stack.is_ready()
 
 
-def test_a_torch_of_another_flavour_in_the_tested_version_is_accepted(
-    tools: SimpleNamespace,
-) -> None:
-    make_ready(tools)
-    torch = next(site_of(tools.root).glob('torch-*'))
+def test_a_torch_of_another_flavour_in_the_tested_version_is_accepted(stack: Any) -> None:
+    make_ready(stack)
+    torch = next(stack.site_packages().glob('torch-*'))
     torch.rename(torch.with_name(torch.name.replace('.dist-info', '+cpu.dist-info')))
-    assert tools.project_env.is_ready()
+    assert stack.is_ready()
 
 
-def test_an_interrupted_set_up_leaves_no_stamp_and_the_next_one_completes(
-    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
-) -> None:
-    calls: List[str] = []
-
-    def second(runner: Any) -> str:
-        calls.append('second')
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        make_ready(tools)
-        return 'done at last'
-
-    step = tools.environment.Step
-    monkeypatch.setattr(tools.environment, 'STEPS', (
-        step('one', '1 s', lambda runner: calls.append('first') or ''),
-        step('two', '1 s', second)))
-    with pytest.raises(KeyboardInterrupt):
-        tools.environment.ensure()
-    assert not tools.project_env.STAMP.exists()
-    tools.environment.ensure()
-    tools.environment.ensure()
-    assert calls == ['first', 'second'] * 2
-    assert 'done at last' in capsys.readouterr().out
-
-
-def test_half_installed_packages_are_installed_again(tools: SimpleNamespace) -> None:
-    install(tools.root, 'whole', '1.0', ('whole.py',))
-    broken = install(tools.root, 'broken', '1.0', ('broken.py', 'lost.py'))
-    (site_of(tools.root) / 'lost.py').unlink()
-    started = install(tools.root, 'started', '1.0')
-    (started / 'RECORD').unlink()
-    (site_of(tools.root) / '~orch').mkdir()
-    assert sorted(tools.steps.forget_damaged()) == ['broken', 'started']
+def test_half_installed_packages_are_installed_again(tools: SimpleNamespace, stack: Any) -> None:
+    install(stack, 'whole', '1.0', ('whole.py',))
+    broken = install(stack, 'broken', '1.0', ('broken.py', 'lost.py'))
+    (stack.site_packages() / 'lost.py').unlink()
+    (install(stack, 'started', '1.0') / 'RECORD').unlink()
+    (stack.site_packages() / '~orch').mkdir()
+    assert sorted(tools.install.forget_damaged(stack)) == ['broken', 'started']
     assert not broken.exists()
-    assert sorted(path.name for path in site_of(tools.root).glob('*-*')) == ['whole-1.0.dist-info']
-    assert not (site_of(tools.root) / '~orch').exists()
+    assert [path.name for path in stack.site_packages().glob('*-*')] == ['whole-1.0.dist-info']
+    assert not (stack.site_packages() / '~orch').exists()
 
 
 # --- refusals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('version', [(3, 9, 18), (3, 13, 0)])
-def test_an_unsupported_python_is_named_with_the_allowed_range(
-    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, version: Tuple[int, int, int],
+def test_a_machine_without_a_supported_python_is_told_which(
+    tools: SimpleNamespace, stack: Any, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fake = SimpleNamespace(version_info=version, executable='/x/python',
-                           argv=['tools/quickstart.py'])
-    monkeypatch.setattr(tools.steps, 'sys', fake)
-    monkeypatch.setattr(tools.steps, 'other_pythons', lambda: [])
-    message = error_of(tools.steps.refuse_python, tools.children.SetupError)
-    assert '.'.join(map(str, version)) in message
-    assert '3.10 to 3.12' in message and '`python3.11 tools/quickstart.py`' in message
+    monkeypatch.setattr(tools.install, 'runs', lambda python: '3.13')
+    message = error_of(lambda: tools.install.find_python(stack), tools.install.SetupError)
+    assert ', '.join(sorted(stack.pythons)) in message
+    assert f'{stack.command} --python /path/to/python{stack.pythons[0]}' in message
+    message = error_of(lambda: tools.install.find_python(stack, 'python3.13'),
+                       tools.install.SetupError)
+    assert 'python3.13 is not one of them' in message
 
 
-def test_a_venv_of_an_unsupported_python_is_to_be_removed(tools: SimpleNamespace) -> None:
-    make_ready(tools)
-    (tools.root / '.venv' / 'pyvenv.cfg').write_text('version = 3.13.0\n')
-    message = error_of(tools.steps.refuse_python, tools.children.SetupError)
-    assert '3.13.0' in message and 'rm -rf .venv' in message
-
-
-def test_the_files_that_refuse_an_old_python_can_be_read_by_it() -> None:
-    sources = [*(ROOT / 'tools' / 'bootstrap').glob('*.py'),
-               *(ROOT / 'tools' / f'{name}.py' for name in PARTS[5:])]
-    for source in sources:
-        tree = ast.parse(source.read_text(), feature_version=(3, 6))
-        futures = [node for node in tree.body if isinstance(node, ast.ImportFrom)
-                   and node.module == '__future__']
-        assert not futures, source
-
-
-def test_a_missing_venv_module_names_the_package(
+def test_upstream_gets_a_python_of_the_machine_that_it_exists_for(
     tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def find_spec(name: str) -> Any:
-        return None if name == 'ensurepip' else object()
-
-    fake = SimpleNamespace(util=SimpleNamespace(find_spec=find_spec))
-    monkeypatch.setattr(tools.steps, 'importlib', fake)
-    message = error_of(tools.steps.refuse_missing_venv_module, tools.children.SetupError)
-    assert 'python{}.{}-venv'.format(*sys.version_info[:2]) in message
+    monkeypatch.setattr(tools.install, 'runs', lambda python: python[-4:])
+    find = tools.install.find_python
+    assert find(tools.stacks.STACKS['upstream']) == 'python3.10'
+    assert find(tools.stacks.STACKS['upstream'], 'my-python3.11') == 'my-python3.11'
 
 
-def test_a_missing_compiler_is_only_an_error_when_mmcv_has_to_be_built(
-    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
+def test_an_environment_of_an_unsupported_python_is_to_be_removed(
+    tools: SimpleNamespace, stack: Any,
 ) -> None:
-    monkeypatch.setenv('PATH', '/nowhere')
-    monkeypatch.delenv('CXX', raising=False)
-    found = FakeRunner(tools)
-    assert tools.steps.look_for_mmcv(found.real) == 'found'
-    none = FakeRunner(tools, ('--dry-run', 1, 'No matching distribution found for onedl-mmcv'))
-    message = error_of(lambda: tools.steps.look_for_mmcv(none.real), tools.children.SetupError)
-    assert 'apt-get install -y g++ python3-dev' in message
+    make_ready(stack)
+    (stack.venv / 'pyvenv.cfg').write_text('version = 3.13.0\n')
+    message = error_of(lambda: tools.environment.ensure(stack.key), tools.install.SetupError)
+    assert '3.13.0' in message and f'rm -rf {stack.folder}' in message
 
 
-def test_missing_python_headers_are_found_before_the_build(
-    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
+def test_an_environment_with_the_other_family_is_left_alone(
+    tools: SimpleNamespace, stack: Any,
 ) -> None:
-    make_ready(tools)
-    runner = FakeRunner(tools, ('Python.h', 1, 'FileNotFoundError'))
-    monkeypatch.setattr(tools.stack, 'compiler', lambda: '/usr/bin/c++')
-    message = error_of(lambda: tools.steps.refuse_missing_compiler(runner.real),
-                       tools.children.SetupError)
-    assert 'python3-dev' in message and 'python3.11-dev' in message
+    other = {'onedl': 'mmengine', 'upstream': 'onedl-mmengine'}[stack.key]
+    install(stack, other, '0.10.7')
+    message = error_of(lambda: tools.environment.ensure(stack.key), tools.install.SetupError)
+    assert f'({other})' in message and f'mv {stack.folder} ' in message
+    assert sorted(path.name for path in stack.venv.iterdir()) == ['lib', 'pyvenv.cfg']
+
+
+@pytest.mark.parametrize('name', ['doctor', 'environment', 'quickstart', 'selftest',
+                                  'bootstrap/__init__', 'bootstrap/probe'])
+def test_an_old_python_gets_as_far_as_the_message(name: str) -> None:
+    ast.parse((ROOT / 'tools' / f'{name}.py').read_text(), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize('missing', ['compiler', 'header'])
+def test_what_a_build_lacks_is_an_error_before_the_downloads_and_only_without_a_wheel(
+    tools: SimpleNamespace, stack: Any, monkeypatch: pytest.MonkeyPatch, missing: str,
+) -> None:
+    monkeypatch.setattr(tools.stacks, 'compiler', lambda: None if missing == 'compiler' else 'c++')
+    install(stack, 'pip', '1.0')
+    steps = tools.install
+    assert steps.install_build_tools(fake_setup(tools, stack)) == 'there is a wheel of mmcv'
+    none = fake_setup(tools, stack, ('--dry-run', 1, 'No matching distribution found for mmcv'),
+                      ('Python.h', 1, 'FileNotFoundError'))
+    message = error_of(lambda: steps.install_build_tools(none), steps.SetupError)
+    assert 'sudo apt-get install -y ' in message
+    assert ('g++' if missing == 'compiler' else '-dev') in message
 
 
 def test_a_small_disk_is_refused_before_torch_is_downloaded(
-    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
+    tools: SimpleNamespace, stack: Any, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    usage = SimpleNamespace(free=3e9)
-    monkeypatch.setattr(tools.steps.shutil, 'disk_usage', lambda path: usage)
-    runner = FakeRunner(tools)
-    message = error_of(lambda: tools.steps.install_torch(runner.real), tools.children.SetupError)
-    assert '3.0 GB' in message and '12 GB' in message and not runner.commands
-
-
-def test_both_families_are_an_error_with_both_ways_out(tools: SimpleNamespace) -> None:
-    make_ready(tools)
-    install(tools.root, 'mmcv', '2.1.0')
-    install(tools.root, 'mmdet', '3.3.0')
-    message = error_of(tools.steps.refuse_upstream, tools.children.SetupError)
-    assert '.venv/bin/python -m pip uninstall -y mmcv mmdet onedl-mmcv' in message
-    assert 'to keep OneDL: python3 tools/environment.py' in message
-    assert 'to keep upstream:' in message and '-e ".[upstream]"' in message
-
-
-def test_an_environment_with_the_upstream_family_is_left_alone(tools: SimpleNamespace) -> None:
-    install(tools.root, 'mmengine', '0.10.7')
-    message = error_of(tools.environment.ensure, tools.children.SetupError)
-    assert 'mv .venv .venv-upstream' in message and 'pip install -e .' in message
-    assert sorted(path.name for path in (tools.root / '.venv').iterdir()) == ['lib', 'pyvenv.cfg']
+    monkeypatch.setattr(tools.install.shutil, 'disk_usage', lambda path: SimpleNamespace(free=3e9))
+    setup = fake_setup(tools, stack)
+    message = error_of(lambda: tools.install.install_torch(setup), tools.install.SetupError)
+    assert '3.0 GB' in message and '12 GB' in message and not setup.commands
 
 
 @pytest.mark.parametrize('output, words', [
@@ -218,17 +167,115 @@ def test_an_environment_with_the_upstream_family_is_left_alone(tools: SimpleName
     ('something new', ['setup.log']),
 ])
 def test_each_failure_of_pip_says_what_to_do(
-    tools: SimpleNamespace, output: str, words: List[str],
+    tools: SimpleNamespace, output: str, words: list[str],
 ) -> None:
-    error = tools.children.pip_failure(TEN_LINES * 3 + output)
-    assert all(word in str(error) for word in words)
-    assert len(error.tail.splitlines()) == 12 and '\n' not in str(error)
+    message, tail = tools.install.pip_failure('x\n' * 30 + output).args
+    assert all(word in message for word in words)
+    assert len(tail.splitlines()) == 12 and '\n' not in message
 
 
-def test_a_lost_network_is_not_taken_for_a_missing_wheel(tools: SimpleNamespace) -> None:
-    runner = FakeRunner(tools, ('--dry-run', 1, 'Temporary failure in name resolution'))
-    message = error_of(lambda: tools.steps.look_for_mmcv(runner.real), tools.children.SetupError)
+def test_a_lost_network_is_not_taken_for_a_missing_wheel(
+    tools: SimpleNamespace, stack: Any,
+) -> None:
+    setup = fake_setup(tools, stack, ('--dry-run', 1, 'Temporary failure in name resolution'))
+    message = error_of(lambda: tools.install.install_build_tools(setup), tools.install.SetupError)
     assert 'cannot be reached' in message
+
+
+# --- mmcv -----------------------------------------------------------------------------------------
+
+
+def mmcv_setup(tools: SimpleNamespace, stack: Any, *answers: tuple[str, int, Any]) -> Any:
+    """An environment with torch and without mmcv; ops load unless an answer says otherwise."""
+    make_ready(stack)
+    shutil.rmtree(next(stack.site_packages().glob('*mmcv-*')))
+    return fake_setup(tools, stack, *answers, ('get_compiling_cuda', 0, 'ops: cpu\n'),
+                      ('is_available', 0, 'cuda: False'))
+
+
+def commands_of(setup: Any) -> str:
+    return '\n'.join(command for command, _ in setup.commands)
+
+
+def build_of(setup: Any) -> dict[str, str]:
+    return next(variables for text, variables in setup.commands if '--no-binary' in text)
+
+
+def test_a_wheel_whose_ops_load_is_used(tools: SimpleNamespace, stack: Any) -> None:
+    setup = mmcv_setup(tools, stack)
+    assert tools.install.install_mmcv(setup) == 'from a wheel, cpu ops'
+    commands = commands_of(setup)
+    assert f'--no-cache-dir {stack.pinned(stack.mmcv)} --only-binary {stack.mmcv}' in commands
+    assert '--no-binary' not in commands
+
+
+def test_a_wheel_of_another_torch_is_replaced_by_a_build(
+    tools: SimpleNamespace, stack: Any, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ops = ['undefined symbol: _ZN2at4_ops', 'ops: cpu\n']
+    setup = mmcv_setup(tools, stack, ('get_compiling_cuda', 0, ops))
+    monkeypatch.setenv('CFLAGS', '-march=native')
+    assert tools.install.install_mmcv(setup) == 'compiled, cpu ops'
+    variables = build_of(setup)
+    assert variables['CFLAGS'] == '-march=native -g0' and variables['FORCE_CUDA'] == '0'
+    assert variables['CUDA_VISIBLE_DEVICES'] == '' and int(variables['MAX_JOBS']) >= 1
+    build = next(command for command, _ in setup.commands if '--no-binary' in command)
+    assert '--no-cache-dir' in build and '--no-build-isolation' in build
+
+
+def test_mmcv_that_is_there_stays_and_one_of_another_torch_goes(
+    tools: SimpleNamespace, stack: Any,
+) -> None:
+    setup = mmcv_setup(tools, stack)
+    install(stack, stack.mmcv, stack.pins()[stack.mmcv])
+    assert tools.install.install_mmcv(setup) == 'already there, cpu ops'
+    assert ' install ' not in commands_of(setup)
+    (stack.venv / 'mmcv-built-for').write_text('2.0.0 cpu\n')
+    assert tools.install.install_mmcv(setup) == 'from a wheel, cpu ops'
+    assert f'uninstall -y {stack.mmcv}' in commands_of(setup)
+
+
+@pytest.mark.parametrize('nvcc, wheel, expected', [
+    ('release 13.0, V13.0.88', 'cpu', 'compiled, cuda ops'),
+    ('release 13.0, V13.0.88', 'cuda', 'from a wheel, cuda ops'),
+    ('release 12.4, V12.4.1', 'cpu', 'from a wheel, cpu ops'),
+])
+def test_the_ops_are_for_cuda_where_gpu_and_nvcc_agree(
+    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, nvcc: str, wheel: str, expected: str,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    stack = tools.stacks.STACKS['onedl']
+    monkeypatch.setattr(tools.stacks, 'nvcc', lambda: '/usr/bin/nvcc')
+    setup = mmcv_setup(tools, stack, ('is_available', 0, 'cuda: 13.0'), ('--version', 0, nvcc),
+                       ('get_compiling_cuda', 0, [f'ops: {wheel}', 'ops: cuda']))
+    assert tools.install.install_mmcv(setup) == expected
+    if 'compiled' in expected:
+        assert build_of(setup)['FORCE_CUDA'] == '1'
+        assert 'CUDA_VISIBLE_DEVICES' not in build_of(setup)
+    assert ('no nvcc of CUDA 13' in capsys.readouterr().out) == (' cpu ' in expected)
+
+
+def test_a_gpu_is_hidden_where_mmcv_has_cpu_ops_only(
+    stack: Any, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setenv('PYTHONPATH', '/elsewhere')
+    make_ready(stack)
+    (stack.venv / 'mmcv-built-for').write_text('2.12.1 cpu\n')
+    assert stack.variables()['CUDA_VISIBLE_DEVICES'] == '' and 'PYTHONPATH' not in stack.variables()
+    (stack.venv / 'mmcv-built-for').write_text('2.12.1 cuda\n')
+    assert 'CUDA_VISIBLE_DEVICES' not in stack.variables()
+
+
+def test_opencv_without_libgl_is_replaced_by_its_headless_variant(
+    tools: SimpleNamespace, stack: Any,
+) -> None:
+    libgl = 'ImportError: libGL.so.1: cannot open shared object file'
+    setup = fake_setup(tools, stack, ('import cv2', 1, libgl))
+    message = error_of(lambda: tools.install.use_opencv_that_loads(setup),
+                       tools.install.SetupError)
+    assert '--force-reinstall --no-deps opencv-python-headless' in commands_of(setup)
+    assert 'libGL.so.1' in message and 'apt-get install -y libgl1' in message
 
 
 # --- interruptions and locks, in real processes ---------------------------------------------------
@@ -238,18 +285,19 @@ SLOW = '''
 import sys
 sys.path.insert(0, 'tools')
 import environment
-from bootstrap import project_env
+from bootstrap.stacks import Stack
 CHILD = """
 import pathlib, time
 pathlib.Path('started').touch()
 while not pathlib.Path('release').exists():
     time.sleep(0.02)
 """
-def slow(runner):
-    runner.run([sys.executable, '-c', CHILD])
-    return ''
-environment.STEPS = (environment.Step('slow', 'a while', slow),)
-environment.is_ready = lambda: project_env.STAMP.exists()
+def slow(setup, python):
+    print('step', flush=True)
+    setup.run([sys.executable, '-c', CHILD])
+environment.run_steps = slow
+environment.install.find_python = lambda *args: sys.executable
+Stack.is_ready = lambda self: (self.venv / 'setup.stamp').exists()
 sys.exit(environment.guarded(lambda: environment.ensure() and 0))
 '''
 
@@ -269,45 +317,39 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-def end(process: 'subprocess.Popen[str]') -> Tuple[int, str, str]:
+def end(process: 'subprocess.Popen[str]') -> tuple[int, str, str]:
     output, errors = process.communicate(timeout=60)
     return process.returncode, output, errors
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_ends_the_children_and_says_how_to_go_on(
+def test_an_interruption_ends_the_children_leaves_no_stamp_and_says_how_to_go_on(
     tools: SimpleNamespace, number: int,
 ) -> None:
     process = start_slow(tools.root)
     wait_for(tools.root / 'started')
     process.send_signal(number)
     status, _, errors = end(process)
-    assert status == 130 and 'goes on from here' in errors and 'Traceback' not in errors
+    assert status == 130 and 'continues from here' in errors and 'Traceback' not in errors
+    assert not (tools.root / '.venv' / 'setup.stamp').exists()
     (tools.root / 'release').touch()
     status, output, _ = end(start_slow(tools.root))
-    assert status == 0 and 'Another set-up' not in output
+    assert status == 0 and 'step' in output and 'Another set-up' not in output
+    assert 'step' not in end(start_slow(tools.root))[1]
 
 
-def test_a_second_set_up_waits_for_the_first_and_repeats_nothing(tools: SimpleNamespace) -> None:
-    first = start_slow(tools.root)
-    wait_for(tools.root / 'started')
-    second = start_slow(tools.root)
-    assert 'Another set-up is at work' in second.stdout.readline()
-    (tools.root / 'release').touch()
-    assert end(first)[0] == 0
-    status, output, _ = end(second)
-    assert status == 0 and '[1/1]' not in output
-
-
-def test_the_lock_lasts_until_the_children_of_a_killed_set_up_have_ended(
-    tools: SimpleNamespace,
+@pytest.mark.parametrize('killed', [False, True])
+def test_a_second_set_up_waits_for_the_first_and_its_children(
+    tools: SimpleNamespace, killed: bool,
 ) -> None:
     first = start_slow(tools.root)
     wait_for(tools.root / 'started')
-    first.kill()
-    end(first)
+    if killed:
+        first.kill()
+        end(first)
     second = start_slow(tools.root)
     assert 'Another set-up is at work' in second.stdout.readline()
     (tools.root / 'release').touch()
+    assert killed or end(first)[0] == 0
     status, output, _ = end(second)
-    assert status == 0 and '[1/1]' in output
+    assert status == 0 and ('step' in output) == killed

@@ -8,7 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 import setuptools
@@ -19,9 +19,9 @@ from xvit_mm.utils.shipped_configs import list_configs
 
 
 @pytest.fixture
-def declared(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
+def declared(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The arguments that setup.py gives to setuptools."""
-    given: Dict[str, Any] = {}
+    given: dict[str, Any] = {}
     monkeypatch.setattr(setuptools, 'setup', lambda **arguments: given.update(arguments))
     monkeypatch.chdir(ROOT)
     runpy.run_path(str(ROOT / 'setup.py'))
@@ -31,18 +31,21 @@ def declared(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """quickstart and selftest of a copied checkout whose environment is this one."""
-    found = load_tools(tmp_path)
-    monkeypatch.setattr(found.environment, 'ensure', lambda: Path(sys.executable))
+    found = load_tools(tmp_path / 'checkout')
+    stack = found.stacks.STACKS['onedl']
+    stack.python.parent.mkdir(parents=True)
+    stack.python.symlink_to(sys.executable)
+    monkeypatch.setattr(found.environment, 'ensure', lambda key: stack)
     monkeypatch.setattr(sys, 'argv', ['quickstart.py'])
     return found
 
 
-def test_installing_the_package_pulls_no_openmmlab_distribution(declared: Dict[str, Any]) -> None:
+def test_installing_the_package_pulls_no_openmmlab_distribution(declared: dict[str, Any]) -> None:
     assert declared['install_requires'] == ['torch>=2.1', 'einops']
     assert declared['python_requires'] == '>=3.10'
 
 
-def test_the_extras_hold_one_family_each(declared: Dict[str, Any]) -> None:
+def test_the_extras_hold_one_family_each(declared: dict[str, Any]) -> None:
     onedl, upstream = (declared['extras_require'][name] for name in ('onedl', 'upstream'))
     names = [{re.split('[=<>]', line)[0] for line in lines} for lines in (onedl, upstream)]
     assert sum(name.startswith('onedl-') for name in names[0]) == 5
@@ -51,9 +54,10 @@ def test_the_extras_hold_one_family_each(declared: Dict[str, Any]) -> None:
     assert not any(name.startswith('onedl') for name in names[1])
 
 
-def test_extras_and_constraints_agree(declared: Dict[str, Any]) -> None:
-    constraints = (ROOT / 'tools' / 'constraints-onedl.txt').read_text().splitlines()
-    extras = declared['extras_require']['onedl'] + declared['extras_require']['dev']
+@pytest.mark.parametrize('family', ['onedl', 'upstream'])
+def test_extras_and_constraints_agree(declared: dict[str, Any], family: str) -> None:
+    constraints = (ROOT / 'tools' / f'constraints-{family}.txt').read_text().splitlines()
+    extras = declared['extras_require'][family] + declared['extras_require']['dev']
     assert all(line in constraints for line in extras if '==' in line)
 
 
@@ -112,21 +116,36 @@ def test_the_source_archive_holds_what_the_build_needs(source: Path) -> None:
     assert {Path(name) for name in names} <= held
 
 
-def test_ci_runs_the_test_command_of_the_readme() -> None:
-    script = (ROOT / '.ci' / 'run').read_text()
-    first_run = re.search(r'## First run\n.*?```\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
-    command = first_run.group(1).splitlines()[1]
-    assert command == 'python3 tools/selftest.py'
-    assert 'set -euo pipefail' in script and f'exec {command} "$@"' in script
+@pytest.mark.parametrize('given, expected', [
+    ([], ['tests']),
+    (['-x', '-k', 'cross'], ['-k', 'cross', '-x', 'tests']),
+    (['--quick'], ['-m', 'not slow and not training', 'tests']),
+    (['--all', 'tests/test_x.py::test_y'], ['-m', '', 'tests/test_x.py::test_y']),
+    (['--', '--lf'], ['--lf', 'tests']),
+])
+def test_selftest_hands_its_arguments_to_pytest(
+    commands: SimpleNamespace, given: list[str], expected: list[str],
+) -> None:
+    (commands.root / 'tests').mkdir()
+    (commands.root / 'tests' / 'test_x.py').write_text('')
+    start = ['-n', '2', '--dist', 'worksteal']
+    assert commands.selftest.read_arguments(given) == ('onedl', start + expected)
+    both = commands.selftest.read_arguments(['--stack', 'upstream', *given])
+    assert both == ('upstream', start + expected)
 
 
-def test_arguments_of_selftest_go_to_pytest(commands: SimpleNamespace) -> None:
-    tests = str(commands.root / 'tests')
-    build = commands.selftest.pytest_command
-    start = ['python', '-m', 'pytest', '-n', '2', '--dist', 'worksteal']
-    assert build('python', ['-x', '-k', 'cross']) == [*start, '-x', '-k', 'cross', tests]
-    one = str(Path(__file__)) + '::test_x'
-    assert build('python', [one]) == [*start, one]
+@pytest.mark.parametrize('program, arguments', [
+    ('selftest', ['--nonsense']), ('selftest', ['tests/test_nothing.py']),
+    ('selftest', ['--stack', 'other']), ('quickstart', ['--epochs', '3'])])
+def test_arguments_are_read_before_anything_is_set_up(
+    commands: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    program: str, arguments: list[str],
+) -> None:
+    monkeypatch.setattr(sys, 'argv', [f'{program}.py', *arguments])
+    monkeypatch.setattr(commands.environment, 'ensure', lambda key: pytest.fail('set up'))
+    with pytest.raises(SystemExit) as ended:
+        getattr(commands, program).main()
+    assert ended.value.code == 2 and arguments[0].split('.')[0] in capsys.readouterr().err
 
 
 def write_programs(root: Path, training: str) -> None:
@@ -151,13 +170,17 @@ def test_quickstart_runs_the_demo_and_names_the_results(
     assert 'curves: work_dirs/demo/curves.png, missing' in output
 
 
-def test_quickstart_goes_on_with_an_interrupted_training(commands: SimpleNamespace) -> None:
-    training = commands.quickstart.COMMANDS[-1]
-    assert '--resume' not in commands.quickstart.arguments_of(training)
+def test_quickstart_goes_on_with_an_interrupted_training(
+    commands: SimpleNamespace, capfd: pytest.CaptureFixture,
+) -> None:
+    write_programs(commands.root, 'import sys; print("resumed:", "--resume" in sys.argv)')
     work_dir = commands.root / commands.quickstart.WORK_DIR
     work_dir.mkdir(parents=True)
+    commands.quickstart.main()
     (work_dir / 'last_checkpoint').write_text('epoch_3.pth')
-    assert commands.quickstart.arguments_of(training)[-1] == '--resume'
+    commands.quickstart.main()
+    output = capfd.readouterr().out
+    assert output.index('resumed: False') < output.index('resumed: True')
 
 
 def test_a_failed_demo_gives_one_message_and_a_non_zero_exit(
