@@ -193,4 +193,5 @@ def test_the_tool_writes_pictures_or_one_line_of_error(images, tmp_path):
     assert len(list((tmp_path / 'out').iterdir())) == 6
     failed = run(tmp_path / 'gone.png')
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith('error: image') and 'Trace' not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith('error: image')
+    assert 'Trace' not in failed.stderr

@@ -54,7 +54,7 @@ def test_headers_of_configs_state_the_published_results(entries: list[Entry]) ->
     """Each figure with a metric in the header is in the results, and the other way round."""
     metric = r'(\d+\.\d+)(?: with)? (top-1|box AP|mask AP|mIoU|--tta)'
     for entry in entries:
-        lines = [line for line in Path(entry.cfg.filename).read_text().splitlines()]
+        lines = Path(entry.cfg.filename).read_text().splitlines()
         header = ' '.join(line.lstrip('# ') for line in lines if line.startswith('#'))
         stated = {name.replace('--tta', 'mIoU with --tta'): float(value)
                   for value, name in re.findall(metric, header)}

@@ -82,7 +82,8 @@ def pixels_of_loader_and_inferencer(cfg: Config, root: Path) -> tuple[torch.Tens
     info = dataset.get_data_info(0)
     path = info.get('img_path')
     if path is None:
-        # A colour is in the file what it is in the data set, if that says in which order it gives it.
+        # A colour is in the file what it is in the data set, if that says in which order it gives
+    # it.
         path = root / 'image.png'
         is_bgr = dataset.channel_order == 'bgr'
         cv2.imwrite(str(path), info['img'] if is_bgr else info['img'][..., ::-1])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmcv.cnn.utils import fuse_conv_bn
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from versions import tree_leaves
 
 from xvit_mm.checkpoints import CheckpointError, load_official
 from xvit_mm.models.backbones import XFormer

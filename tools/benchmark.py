@@ -16,12 +16,12 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xvit_mm.apis.command_line import run_tool
 from xvit_mm.engine.allocator import keep_freed_memory
@@ -53,7 +53,7 @@ class Contender:
 
     def forward(self) -> list[Tensor]:
         context: AbstractContextManager = (
-            sdpa_kernel(SDPBackend.MATH) if self.variant == 'math' else nullcontext())
+            unfused_attention() if self.variant == 'math' else nullcontext())
         with context:
             maps = self.model(self.inputs if self.is_neck else self.inputs[0])
         return [maps] if isinstance(maps, Tensor) else list(maps)
@@ -208,7 +208,7 @@ def race(contenders: list[Contender], arguments: argparse.Namespace) -> None:
     """Warm up and measure memory, then time the contenders in turns."""
     on_gpu = contenders[0].inputs[0].is_cuda
     for contender in contenders:
-        contender.memory = peak_memory(lambda: contender.step(arguments.train), on_gpu)
+        contender.memory = peak_memory(partial(contender.step, arguments.train), on_gpu)
     clock = time.perf_counter if arguments.clock == 'wall' else time.process_time
     synchronize = torch.cuda.synchronize if on_gpu else lambda: None
     for _ in range(arguments.rounds):
@@ -218,6 +218,15 @@ def race(contenders: list[Contender], arguments: argparse.Namespace) -> None:
             contender.step(arguments.train)
             synchronize()
             contender.times.append(clock() - start)
+
+
+def unfused_attention() -> AbstractContextManager:
+    """Attention as separate products of matrices."""
+    try:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:  # torch before 2.3
+        return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False)
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def peak_memory(function: Callable[[], None], on_gpu: bool) -> int:
@@ -246,12 +255,13 @@ def report(size: tuple[int, int], contenders: list[Contender]) -> None:
           f'{"MB (peak)":>11}{"x":>7}{"M param.":>10}{"GMACs":>8}')
     for contender in contenders:
         median, best = statistics.median(contender.times), min(contender.times)
+        macs = '-' if contender.is_neck else f'{count_macs(contender.model, size) / 1e9:.2f}'
         # Of the rounds, not of the medians: the turns of one round share the state of the machine.
         ratio = statistics.median(b / a for a, b in zip(first.times, contender.times))
         print(f'{contender.name:<{width}}{1e3 * median:>13.1f}{1e3 * best:>11.1f}{ratio:>7.2f}'
               f'{contender.memory / 1e6:>11.1f}{contender.memory / max(first.memory, 1):>7.2f}'
               f'{sum(p.numel() for p in contender.model.parameters()) / 1e6:>10.2f}'
-              f'{"-" if contender.is_neck else f"{count_macs(contender.model, size) / 1e9:.2f}":>8}')
+              f'{macs:>8}')
 
 
 if __name__ == '__main__':

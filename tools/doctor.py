@@ -54,8 +54,9 @@ def judge_family(facts: Facts) -> list[Finding]:
     """Exactly one family has to be there."""
     names, pip = stacks.families(facts.distributions), f'{facts.python} -m pip'
     if facts.family == 'both':
-        text = (f'both families of the OpenMMLab stack are installed and overwrite each other: '
-                f'OneDL ({", ".join(names["onedl"])}) and upstream ({", ".join(names["upstream"])})')
+        onedl, upstream = (', '.join(names[key]) for key in stacks.STACKS)
+        text = ('both families of the OpenMMLab stack are installed and overwrite each other: '
+                f'OneDL ({onedl}) and upstream ({upstream})')
         return [Finding('broken', 'family', text, remedies.separate_families(facts))]
     if facts.family == 'none':
         onedl = facts.project_stack.command if facts.project_stack else remedies.install_family(
@@ -179,7 +180,8 @@ def judge_error(module: str, record: dict, facts: Facts) -> Finding:
 def own_package_command(facts: Facts) -> str:
     """For a damaged copy of this package, or one that meets versions it was not tested with."""
     stack = stacks.STACKS.get(facts.family, stacks.STACKS['onedl'])
-    tested = ' '.join(map(stack.pinned, ('torch', 'torchvision', 'numpy', stack.packages['mmengine'])))
+    names = ('torch', 'torchvision', 'numpy', stack.packages['mmengine'])
+    tested = ' '.join(map(stack.pinned, names))
     return (f'git -C {stacks.ROOT} status --short xvit_mm   (lists changed and lost files; `git '
             f'-C {stacks.ROOT} restore xvit_mm` brings them back)\n'
             f'or, where nothing is changed, the tested versions: {facts.python} -m pip install '

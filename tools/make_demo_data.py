@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from xvit_mm.datasets.shapes import METAINFO, make_shapes_dataset  # noqa: E402
+from xvit_mm.datasets.shapes import METAINFO, make_shapes_dataset
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

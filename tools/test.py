@@ -5,7 +5,8 @@
 """
 from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import common_arguments, config_of, run_tool
-from xvit_mm.utils.config import check_data, dump_predictions, show_pictures, use_checkpoint, use_tta
+from xvit_mm.utils.config import (check_data, dump_predictions, show_pictures, use_checkpoint,
+                                  use_tta)
 
 
 def main() -> None:

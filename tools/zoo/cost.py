@@ -18,8 +18,8 @@ NUM_MASKS = 100
 def measure(cfg: Config, size: tuple[int, int]) -> Cost:
     """Cost of the model of a config for one image of `size`, (height, width) in pixels.
 
-    As `xvit_mm.utils.complexity.measure_cost`, on torch's meta device. The second stage of a detector
-    counts for 1000 proposals, its masks for 100.
+    As `xvit_mm.utils.complexity.measure_cost`, on torch's meta device. The second stage of a
+    detector counts for 1000 proposals, its masks for 100.
     """
     model = meta_model(cfg)
     parameters = sum(parameter.numel() for parameter in model.parameters())

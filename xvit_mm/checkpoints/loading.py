@@ -204,10 +204,10 @@ def _in_our_names(
     if official is not None:
         translation = names.translate(tensors)
         tensors = translation.backbone
-        left_out = {n: 'derived from the weights' for n in translation.derived}
-        left_out |= {n: 'of layers that this model replaces' for n in translation.replaced}
+        left_out = dict.fromkeys(translation.derived, 'derived from the weights')
+        left_out |= dict.fromkeys(translation.replaced, 'of layers that this model replaces')
         head = {f'head.{n}': t for n, t in translation.head.items()}
-        left_out |= {n: 'the classification head' for n in set(head) - own}
+        left_out |= dict.fromkeys(set(head) - own, 'the classification head')
         rest |= {n: t for n, t in head.items() if n in own} | translation.other
     elif not found:
         parts = {name.split('.')[0] for name in backbone.state_dict()}

@@ -345,7 +345,8 @@ def _numbered_scene(seed: int, split_index: int, index: int) -> Scene:
     # One generator for each image: it does not depend on how many come before it.
     rng = np.random.default_rng([seed, split_index, index])
     is_empty = index % _EMPTY_EVERY == _EMPTY_EVERY // 2
-    return draw_scene(rng, num_objects=0 if is_empty else int(rng.integers(*_NUM_OBJECTS, endpoint=True)))
+    num_objects = 0 if is_empty else int(rng.integers(*_NUM_OBJECTS, endpoint=True))
+    return draw_scene(rng, num_objects=num_objects)
 
 
 def _categories() -> list[dict]:

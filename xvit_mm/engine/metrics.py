@@ -17,8 +17,9 @@ class ClassificationLoss(BaseMetric):
     per image, which a loss made of a softmax cancels.
 
     Args:
-        loss: a config of any loss that takes logits [B, C] and labels [B] and begins with a softmax,
-            as `LabelSmoothLoss` does; usually that of the training. Default: cross entropy.
+        loss: a config of any loss that takes logits [B, C] and labels [B] and begins with a
+            softmax, as `LabelSmoothLoss` does; usually that of the training. Default: cross
+            entropy.
     """
 
     def __init__(self, loss: dict | None = None, **kwargs: Any) -> None:

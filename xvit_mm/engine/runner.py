@@ -1,7 +1,7 @@
 """mmengine's runner, with checkpoints that are understood and accounted for."""
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -13,7 +13,7 @@ from xvit_mm.checkpoints import (CheckpointError, find_backbone, find_state_dict
                                  read_checkpoint, restores_objects)
 from xvit_mm.registry import RUNNERS
 
-ReviseKeys = list[tuple[str, str]]
+ReviseKeys = Sequence[tuple[str, str]]
 
 
 @RUNNERS.register_module()
@@ -32,7 +32,7 @@ class Runner(MMEngineRunner):
         filename: str,
         map_location: str | Callable = 'cpu',
         strict: bool = False,
-        revise_keys: ReviseKeys = [(r'^module\.', '')],  # noqa: B006, as in mmengine
+        revise_keys: ReviseKeys = ((r'^module\.', ''),),
     ) -> dict[str, Any]:
         """Load a checkpoint into the model and return it.
 

@@ -1,4 +1,4 @@
 """Backbones, necks and heads; importing this registers them."""
-from .backbones import *  # noqa: F401,F403
-from .heads import *  # noqa: F401,F403
-from .necks import *  # noqa: F401,F403
+from .backbones import *
+from .heads import *
+from .necks import *

@@ -109,7 +109,7 @@ def _set_decay(
         keys = no_decay_keys(model, keys) if _WHOLE in custom else keys
     lr_mult = custom.get(_WHOLE, {}).get('lr_mult', 1.)
     rule = dict(decay_mult=0.) if lr_mult == 1. else dict(lr_mult=lr_mult, decay_mult=0.)
-    custom |= {key: rule for key in keys}
+    custom |= dict.fromkeys(keys, rule)
     new = {key: value for key, value in old.items() if key == 'bypass_duplicate'}
     new |= dict(flat_decay_mult=0.) | (dict(custom_keys=custom) if custom else {})
     changes.set(place, new)

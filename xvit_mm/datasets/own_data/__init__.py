@@ -51,6 +51,6 @@ def use_own_data(
     elif scope == 'mmpretrain':
         use_class_folders(cfg, folder)
     else:
-        raise ConfigError(f'--own-data: the config has default_scope={scope!r}; it works with mmdet, '
-                          'mmseg and mmpretrain')
+        raise ConfigError(f'--own-data: the config has default_scope={scope!r}; it works with '
+                          'mmdet, mmseg and mmpretrain')
     cfg.data_root = f'{folder}/'

@@ -20,7 +20,8 @@ def use_class_folders(cfg: Config, folder: Path) -> None:
     train, val = (class_names(splits[name]) for name in ('train', 'val'))
     if train != val:
         only = sorted(set(train) ^ set(val))[0]
-        raise ConfigError(f'{only!r} is a class in only one of {splits["train"]} and {splits["val"]}')
+        raise ConfigError(
+            f'{only!r} is a class in only one of {splits["train"]} and {splits["val"]}')
     for name, dataset in loaders(cfg):
         replace(
             dataset, type='CustomDataset', data_root=str(splits[name]), with_label=True,

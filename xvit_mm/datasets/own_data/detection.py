@@ -88,8 +88,8 @@ def annotation_file(folder: Path, name: str) -> Path:
         if found:
             raise ConfigError(f'{folder} has several annotation files for {name}: '
                               f'{", ".join(str(file.relative_to(folder)) for file in found)}')
-    raise ConfigError(f"{folder} has no annotation file for {name}: a .json in it or in a folder of "
-                      f'it, with one of {", ".join(SPLITS[name])} in its path')
+    raise ConfigError(f"{folder} has no annotation file for {name}: a .json in it or in a folder "
+                      f'of it, with one of {", ".join(SPLITS[name])} in its path')
 
 
 def image_folder(folder: Path, file: Path, image: str, name: str) -> Path:

@@ -60,8 +60,8 @@ def read_classes(folder: Path) -> list[str]:
     lines = file.read_text(encoding='utf-8').split('\n') if file.is_file() else []
     classes = [line.strip() for line in lines if line.strip()]
     if not classes:
-        raise ConfigError(f'the names of the classes are not known: list them with --classes, or in '
-                          f'{file}, one in a line, that of label 0 first')
+        raise ConfigError(f'the names of the classes are not known: list them with --classes, or '
+                          f'in {file}, one in a line, that of label 0 first')
     return classes
 
 
@@ -97,7 +97,8 @@ def find_split(folder: Path, name: str) -> Split:
 def places(kinds: Sequence[str], name: str) -> list[str]:
     """Where files of a kind may lie."""
     words = SPLITS[name]
-    return [path for word in words for kind in kinds for path in (f'{kind}/{word}', f'{word}/{kind}')]
+    return [path for word in words for kind in kinds
+            for path in (f'{kind}/{word}', f'{word}/{kind}')]
 
 
 def check_labels(split: Split, num_classes: int, ignore_index: int) -> None:
@@ -112,14 +113,14 @@ def check_labels(split: Split, num_classes: int, ignore_index: int) -> None:
         except ValueError as error:
             raise ConfigError(f'{error}; remove or replace the label') from None
         if label.ndim != 2:
-            raise ConfigError(f'{file} is a colour image, {label.shape}; a label holds the index of '
-                              'a class in each pixel')
+            raise ConfigError(f'{file} is a colour image, {label.shape}; a label holds the index '
+                              'of a class in each pixel')
         wrong = [int(v) for v in np.unique(label) if v >= num_classes and v != ignore_index]
         if wrong:
             raise ConfigError(
                 f'{file} holds the label {wrong[0]}, but there are {num_classes} classes, 0 to '
-                f'{num_classes - 1}; name all classes, or say --ignore-index {wrong[0]} if it means '
-                '"not labelled"')
+                f'{num_classes - 1}; name all classes, or say --ignore-index {wrong[0]} if it '
+                'means "not labelled"')
 
 
 def ignore(cfg: Config, ignore_index: int) -> None:

@@ -4,4 +4,5 @@ from .curves import CurvesHook
 from .pictures import PicturesHook
 from .progress_bar import ProgressBarHook, close_progress_bar
 
-__all__ = ['ChannelsLastHook', 'CurvesHook', 'PicturesHook', 'ProgressBarHook', 'close_progress_bar']
+__all__ = [
+    'ChannelsLastHook', 'CurvesHook', 'PicturesHook', 'ProgressBarHook', 'close_progress_bar']

@@ -31,9 +31,9 @@ class PicturesHook(Hook):
     """Writes `work_dir/pictures/{val,test}_*.png`: ground truth on the left, prediction right.
 
     Samples from all over the validation or test set, which may be sorted by class, are drawn by the
-    visualizer of the run (that of mmdet, mmseg or mmpretrain); of several processes, the first draws
-    of its share. The pictures of an earlier validation are replaced. mmpretrain's visualizer writes
-    both labels on one picture.
+    visualizer of the run (that of mmdet, mmseg or mmpretrain); of several processes, the first
+    draws of its share. The pictures of an earlier validation are replaced. mmpretrain's visualizer
+    writes both labels on one picture.
 
     Args:
         max_images: number of samples to draw.

@@ -303,8 +303,8 @@ def branch_grids(size: tuple[int, int], image_branch: str) -> tuple[Grid, Grid]:
     """
     branch = BRANCHES.index(image_branch)
     own, other = GRID_SIDES[branch], GRID_SIDES[1 - branch]
-    # Whole numbers that are not negative, so that the grids follow the size in a traced model and in
-    # one exported to ONNX; at least 1, as own < 2 * other.
+    # Whole numbers that are not negative, so that the grids follow the size in a traced model and
+    # in one exported to ONNX; at least 1, as own < 2 * other.
     covering = tuple((n + PATCH_SIZES[branch] - 1) // PATCH_SIZES[branch] for n in size)
     rounded = tuple((2 * n * other + own) // (2 * own) for n in covering)
     return (covering, rounded) if branch == 0 else (rounded, covering)
