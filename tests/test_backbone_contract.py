@@ -135,11 +135,16 @@ def test_nothing_is_frozen_by_default(name):
     assert all(p.requires_grad for p in build(name).parameters())
 
 
-def test_norm_eval_keeps_batch_norm_in_eval_mode(name):
-    def batch_norms(backbone):
-        return [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert not any(m.training for m in batch_norms(build(name, norm_eval=True).train()))
-    assert all(m.training for m in batch_norms(build(name, norm_eval=False).train()))
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_norm_eval_keeps_the_statistics_of_every_batch_norm(name, norm_eval):
+    backbone = build(name, norm_eval=norm_eval).train()
+    before = {n: b.clone() for n, b in backbone.named_buffers() if 'running_' in n}
+    # On maps and, in VT, on tokens; the vision transformers have none.
+    assert bool(before) == (name in ('VTResNet', 'XFormer'))
+    backbone(images())
+    buffers = dict(backbone.named_buffers())
+    kept = {n for n, value in before.items() if torch.equal(value, buffers[n])}
+    assert kept == (set(before) if norm_eval else set())
 
 
 def test_checkpointing_changes_neither_maps_nor_gradients(name):

@@ -21,7 +21,7 @@ class Derived(EvalCache):
 
     def _compute(self) -> Tensor:
         self.computed += 1
-        return self.layer(torch.full((1, 4), 1 / 3))
+        return self.layer(torch.full((1, 4), 1 / 3, dtype=self.layer.weight.dtype))
 
 
 @torch.no_grad()
@@ -70,8 +70,8 @@ def test_changes_are_noticed(change):
     module = Derived().eval()
     without_gradients(module)
     change(module)
-    module.layer.float()
-    assert torch.equal(without_gradients(module), module.layer(torch.full((1, 4), 1 / 3)))
+    # Also compares the data types.
+    torch.testing.assert_close(without_gradients(module), module._compute(), rtol=0, atol=0)
 
 
 def test_modules_on_a_device_without_autocast_remember_too():

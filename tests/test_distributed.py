@@ -1,4 +1,4 @@
-"""Training in two processes, as DDP does it: no unused parameters, the same weights everywhere."""
+"""Training in two processes with DDP: no parameter is unused, and what is frozen stays."""
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ def train_two_steps(rank: int, name: str, settings: dict, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     backbone = MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name], **settings)).train()
+    initial = {n: p.detach().clone() for n, p in backbone.named_parameters()}
     model = DistributedDataParallel(backbone)  # would fail at step 2 if a parameter were unused
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     torch.manual_seed(rank)
@@ -24,7 +25,9 @@ def train_two_steps(rank: int, name: str, settings: dict, folder: str) -> None:
         maps = model(torch.randn(2, 3, 40 + 24 * rank, 56))
         sum(x.square().mean() for x in maps).backward()
         optimizer.step()
-    torch.save({n: p.detach() for n, p in backbone.named_parameters()}, f'{folder}/{rank}.pth')
+    trained = {n: p.detach() for n, p in backbone.named_parameters()}
+    learning = [n for n, p in backbone.named_parameters() if p.grad is not None]
+    torch.save((initial, trained, learning), f'{folder}/{rank}.pth')
     dist.destroy_process_group()
 
 
@@ -33,11 +36,14 @@ def train_two_steps(rank: int, name: str, settings: dict, folder: str) -> None:
     dict(frozen_stages=1, with_cp=True),
     dict(out_indices=(1, 2)),
 ], ids=['frozen and checkpointed', 'two outputs'])
-def test_two_processes_train_the_same_weights(name, settings, tmp_path):
+def test_two_processes_train_all_weights_but_the_frozen_ones(name, settings, tmp_path):
     mp.start_processes(train_two_steps, (name, settings, str(tmp_path)), nprocs=2,
                        start_method='spawn')
-    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(first[n], second[n]) for n in first)
     fresh = MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name], **settings))
     frozen = {n for n, p in fresh.named_parameters() if not p.requires_grad}
     assert bool(frozen) == ('frozen_stages' in settings)
+    for rank in (0, 1):
+        initial, trained, learning = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        assert set(learning) == set(initial) - frozen
+        changed = {n for n in initial if not torch.equal(initial[n], trained[n])}
+        assert changed and not changed & frozen

@@ -236,7 +236,7 @@ CONFIG = """
 default_scope = 'mmpretrain'
 model = dict(
     type='ImageClassifier', backbone=dict(type='xvit_mm.XFormer'),
-    head=dict(type='xvit_mm.XFormerClsHead', num_classes=10, in_channels=160, mid_channels=640))
+    head=dict(type='xvit_mm.XFormerClsHead', num_classes=10, in_channels=160))
 pipeline = [dict(type='Resize', scale=64)]
 train_dataloader = dict(batch_size=4, dataset=dict(type='CIFAR10', pipeline=pipeline))
 test_dataloader = dict(batch_size=4, dataset=dict(type='CIFAR10', pipeline=pipeline))
