@@ -8,7 +8,7 @@ from .names import OfficialNames, StateDict
 
 
 def _settings(state_dict: StateDict) -> dict[str, Any]:
-    """embed_dims, depths and attn_mode, from the names and shapes of the tensors."""
+    """Read embed_dims, depths, kernel size and attn_mode from names and shapes of tensors."""
     mv3 = _in_stages(state_dict, r'project\.conv\.weight')
     xf = _in_stages(state_dict, r'blocks\.\d+\.attn\.feature_conv\.weight')
     stages = sorted({stage for stage, _ in mv3})
@@ -17,6 +17,9 @@ def _settings(state_dict: StateDict) -> dict[str, Any]:
         embed_dims=tuple(widths[stage] for stage in stages),
         mv3_depths=tuple(sum(s == stage for s, _ in mv3) for stage in stages),
         xf_depths=tuple(sum(s == stage for s, _ in xf) for stage in stages))
+    depthwise = state_dict.get('stem.1.depthwise.conv.weight')
+    if depthwise is not None:
+        settings['kernel_size'] = depthwise.shape[-1]
     if xf:
         settings['attn_mode'] = 'map' if len(xf[0][1]) == 1 else 'vector'
     return settings
