@@ -2,17 +2,25 @@
 
     python tools/train.py configs/retinanet_crossformer_s_coco.py --data-root data/coco
 """
+from mmengine.dist import get_rank
+
 from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import (add_own_data, apply_own_data, common_arguments, config_of,
                                        run_tool)
-from xvit_mm.utils.config import check_data, use_amp, use_auto_scale_lr, use_pretrained, use_resume
+from xvit_mm.utils.config import (check_data, check_no_training, remove_training, use_amp,
+                                  use_auto_scale_lr, use_pretrained, use_resume)
+from xvit_mm.utils.files import check_writable
 
 
 def main() -> None:
     parser = common_arguments('Train a detector, segmentor or classifier.')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a path from the latest in the work dir')
+        help='go on from a checkpoint; without a path from the newest in the work dir that can be '
+        'read')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='begin again in a work dir that holds checkpoints, which are removed; '
+                        'with --resume: only if none of them can be read')
     parser.add_argument('--pretrained', metavar='CHECKPOINT',
                         help="weights for the backbone, official ones as released; 'official': the "
                         "authors' for this backbone, downloaded once")
@@ -33,7 +41,15 @@ def main() -> None:
         use_pretrained(cfg, arguments.pretrained)
     if arguments.resume:
         use_resume(cfg, None if arguments.resume == 'auto' else arguments.resume)
-    build_runner(cfg).train()
+    if not arguments.overwrite:
+        check_no_training(cfg)
+    check_writable(cfg.work_dir, '--work-dir')
+    runner = build_runner(cfg)
+    runner.may_start_over = arguments.overwrite
+    if arguments.overwrite and not cfg.get('resume') and get_rank() == 0:
+        # Not before the config has proved to be sound.
+        remove_training(cfg.work_dir)
+    runner.train()
 
 
 if __name__ == '__main__':

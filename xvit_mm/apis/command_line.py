@@ -1,5 +1,6 @@
 """What the command-line tools share: options, errors in one line, clean interruption."""
 import argparse
+import errno
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -18,11 +19,14 @@ from xvit_mm.checkpoints import CheckpointError
 from xvit_mm.datasets.own_data import use_own_data
 from xvit_mm.engine.hooks import close_progress_bar
 from xvit_mm.utils.config import ConfigError, load_config, revert_sync_bn
+from xvit_mm.utils.files import FolderError
 
 # What a wrong file or option raises; anything else is a defect and keeps its traceback.
 EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionError,
-                   ModuleNotFoundError)
+                   ModuleNotFoundError, FolderError)
 INTERRUPTED = 130
+# Of a disk that cannot take more: full, over quota, read-only, or a file beyond the limit.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def config_arguments(description: str) -> argparse.ArgumentParser:
@@ -98,29 +102,61 @@ def config_of(arguments: argparse.Namespace) -> Config:
 
 def run_tool(main: Callable[[], Any], *, resumable: bool = False) -> None:
     """Run a tool's main function and exit with 0, 1 (a clear error) or 130 (interrupted)."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruption = _Interruption()
     try:
         main()
     except KeyboardInterrupt:
-        close_progress_bar()
-        advice = '; the same command with --resume goes on from the last checkpoint'
-        sys.stderr.write(f'\ninterrupted{advice if resumable else ""}\n')
-        sys.stderr.flush()
-        with suppress(OSError):  # from a pipe that is closed
-            sys.stdout.flush()
-        # Not sys.exit: the signal has killed the data loader's workers as well, and torch would
-        # report that as an error of its own.
-        os._exit(INTERRUPTED)
+        _exit_interrupted(resumable)
     except EXPECTED_ERRORS as error:
-        close_progress_bar()
-        # Any of several processes may be the only one that fails.
-        rank = get_rank()
-        sys.stderr.write(f'{f"rank {rank}: " if rank else ""}error: {error}\n')
-        sys.exit(1)
+        if interruption.came:
+            _exit_interrupted(resumable)
+        _exit_with(error)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        file = f'{error.filename}: ' if error.filename else ''
+        _exit_with(f'{file}{error.strerror}. Checkpoints written earlier are intact; make room'
+                   f'{" and go on with --resume" if resumable else ""}')
+    except BaseException:
+        # mmengine turns an interruption while it formats a config into a SyntaxError.
+        if interruption.came:
+            _exit_interrupted(resumable)
+        raise
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    if multiprocessing.parent_process() is not None:
-        # A worker of a data loader, which has nothing to clean up or to report.
-        os._exit(128 + number)
-    raise KeyboardInterrupt
+class _Interruption:
+    """Has SIGTERM and SIGINT raise KeyboardInterrupt, and remembers that one came."""
+
+    def __init__(self) -> None:
+        self.came = False
+        signal.signal(signal.SIGTERM, self._handle)
+        # A shell that starts a program in the background may have it ignore SIGINT.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if multiprocessing.parent_process() is not None:
+            # A worker of a data loader, which has nothing to clean up or to report.
+            os._exit(128 + number)
+        self.came = True
+        raise KeyboardInterrupt
+
+
+def _exit_interrupted(resumable: bool) -> NoReturn:
+    close_progress_bar()
+    advice = '; the same command with --resume goes on from the last checkpoint'
+    sys.stderr.write(f'\ninterrupted{advice if resumable else ""}\n')
+    sys.stderr.flush()
+    with suppress(OSError):  # from a pipe that is closed
+        sys.stdout.flush()
+    # Not sys.exit: the signal has killed the data loader's workers as well, and torch would
+    # report that as an error of its own.
+    os._exit(INTERRUPTED)
+
+
+def _exit_with(error: object) -> NoReturn:
+    close_progress_bar()
+    # Any of several processes may be the only one that fails.
+    rank = get_rank()
+    sys.stderr.write(f'{f"rank {rank}: " if rank else ""}error: {error}\n')
+    sys.exit(1)

@@ -1,17 +1,29 @@
-"""mmengine's runner, with checkpoints that are understood and accounted for."""
+"""mmengine's runner, with checkpoints that are understood, accounted for and never half-written."""
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from mmengine.dist import broadcast_object_list, is_main_process, master_only
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import load_state_dict
+from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
 from xvit_mm.checkpoints import (CheckpointError, find_backbone, find_state_dict, load_official,
                                  read_checkpoint, restores_objects)
 from xvit_mm.registry import RUNNERS
+from xvit_mm.utils.files import replaced_whole
+from xvit_mm.utils.training_files import TEMPLATES, checkpoints_in
+
+from .hooks.checkpoint import CheckpointHook
+from .loops import resumable_loop
+from .resuming import STATE, check_training_state, newest_readable
 
 ReviseKeys = Sequence[tuple[str, str]]
 
@@ -25,7 +37,20 @@ class Runner(MMEngineRunner):
       mmengine does, which trusts them.
     - For a model with one of our backbones official names are translated, and the backbone must be
       covered completely. Other models are loaded by name, as mmengine does.
+    - `resume` without a path takes the newest checkpoint in the work folder that can be read.
+    - A resumed training goes on bit for bit, see docs/reliability.md. To that end mmengine's
+      CheckpointHook and training loops are replaced by subclasses, whatever the config.
+    - Checkpoints are written beside their place and renamed.
+
+    Attributes:
+        resumed_state: random states and position in the data of the checkpoint that the training
+            goes on from, or None.
+        may_start_over: whether a training that cannot be resumed starts from the beginning.
     """
+
+    resumed_state: dict[str, Any] | None = None
+    may_start_over = False
+    _is_resuming = False
 
     def load_checkpoint(
         self,
@@ -48,8 +73,12 @@ class Runner(MMEngineRunner):
             RuntimeError: `strict`, and the checkpoint does not fit.
         """
         if not restores_objects():
+            if self._is_resuming:
+                self._check_resumable(filename, _read(filename))
             return super().load_checkpoint(filename, map_location, strict, revise_keys)
         checkpoint = read_checkpoint(filename, map_location)
+        if self._is_resuming:
+            self._check_resumable(filename, checkpoint)
         checkpoint['state_dict'] = find_state_dict(checkpoint)
         # Some hooks change the weights here, as EMAHook does when it swaps in the averaged ones.
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -65,6 +94,104 @@ class Runner(MMEngineRunner):
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}\n{report}'.rstrip())
         return checkpoint
+
+    def load_or_resume(self) -> None:
+        """Load `load_from`, or resume from it or from the newest readable checkpoint.
+
+        Raises:
+            CheckpointError: there are checkpoints to resume from and none can be read.
+        """
+        if self._has_loaded or not self._resume or self._load_from is not None:
+            super().load_or_resume()
+            return
+        path = self._newest_checkpoint()
+        if path is None:
+            self.logger.info(f'{self.work_dir} has no checkpoint to resume from')
+        else:
+            self.logger.info(f'resuming from {path}')
+            self.resume(str(path))
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Go on with a training; arguments as mmengine's.
+
+        Raises:
+            CheckpointError: the file cannot be read, or holds weights only.
+        """
+        self._is_resuming = True
+        try:
+            super().resume(filename, *args, **kwargs)
+        finally:
+            self._is_resuming = False
+
+    @master_only
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save a checkpoint, whole or not at all; arguments as mmengine's.
+
+        Raises:
+            FolderError: the disk is full, or the folder cannot be written.
+        """
+        if '://' in str(out_dir) or file_client_args is not None:
+            # Storage that shows a file when it is complete.
+            super().save_checkpoint(out_dir, filename, file_client_args, **kwargs)
+            return
+        with replaced_whole(Path(out_dir, filename)) as partial:
+            super().save_checkpoint(out_dir, partial.name, **kwargs)
+
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """Build the training loop, mmengine's two in the form that resumes bit for bit."""
+        return super().build_train_loop(resumable_loop(loop) if isinstance(loop, dict) else loop)
+
+    def register_hook(self, hook: Hook | dict[str, Any], priority: Any = None) -> None:
+        """Register a hook, `xvit_mm.CheckpointHook` in place of mmengine's."""
+        if isinstance(hook, dict) and hook.get('type') in _CHECKPOINT_HOOKS:
+            self.logger.info('CheckpointHook: taking xvit_mm.CheckpointHook in its place, so that '
+                             'an interrupted training can be resumed at any time')
+            hook = {**hook, 'type': CheckpointHook}
+        super().register_hook(hook, priority)
+
+    def _newest_checkpoint(self) -> Path | None:
+        found: list[Any] = [None]
+        if is_main_process():
+            hook = next((h for h in self.hooks if isinstance(h, MMEngineCheckpointHook)), None)
+            folders, templates = [self.work_dir], list(TEMPLATES)
+            if hook is not None:
+                templates.insert(0, hook.filename_tmpl)
+                if hook.out_dir and '://' not in str(hook.out_dir):
+                    folders.append(Path(hook.out_dir, Path(self.work_dir).name))
+            try:
+                found = [newest_readable(
+                    checkpoints_in(folders, templates), _read, self.logger.warning)]
+            except CheckpointError as error:
+                if self.may_start_over:
+                    self.logger.warning(f'starting from the beginning: {error}')
+                else:
+                    found = [error]
+        broadcast_object_list(found)
+        if isinstance(found[0], CheckpointError):
+            raise found[0]
+        return found[0]
+
+    def _check_resumable(self, filename: str, checkpoint: dict[str, Any]) -> None:
+        check_training_state(filename, checkpoint)
+        self.resumed_state = checkpoint.get(STATE)
+
+
+_CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', MMEngineCheckpointHook)
+
+
+def _read(path: str) -> dict[str, Any]:
+    if restores_objects():
+        return read_checkpoint(path)
+    try:
+        return _load_checkpoint(path, 'cpu')
+    except Exception as error:
+        raise CheckpointError(f'{path} cannot be read: {error}') from error
 
 
 def _revised(state_dict: dict[str, Tensor], revise_keys: ReviseKeys) -> OrderedDict[str, Tensor]:

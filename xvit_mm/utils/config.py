@@ -8,6 +8,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from .training_files import LAST, checkpoints_in
+
 from .shipped_configs import config_folder, find_config
 
 # Top-level entries that a config need not have for a command line to set them.
@@ -142,17 +144,42 @@ def use_checkpoint(cfg: Config, checkpoint: str) -> None:
 
 
 def use_resume(cfg: Config, checkpoint: str | None = None) -> None:
-    """Go on with a training from a checkpoint, or from the latest in the work directory.
+    """Go on with a training from a checkpoint, or from the newest readable one in the work folder.
 
     Without any there, the training starts as the config says, which a line tells.
     """
-    if checkpoint is None and not Path(cfg.work_dir, 'last_checkpoint').is_file():
+    if checkpoint is None and not _has_training(cfg.work_dir):
         print_log(f'{cfg.work_dir} has no checkpoint to resume from: the training starts from the '
                   'beginning')
         cfg.resume = False
         return
-    # mmengine looks for the latest checkpoint itself.
+    # The runner looks for the newest checkpoint itself.
     cfg.resume, cfg.load_from = True, checkpoint
+
+
+def check_no_training(cfg: Config) -> None:
+    """Refuse to begin a training where an earlier one would be overwritten.
+
+    Raises:
+        ConfigError: the work folder holds checkpoints, and the config does not say `resume`.
+    """
+    if not cfg.get('resume') and _has_training(cfg.work_dir):
+        names = [path.name for path in checkpoints_in(cfg.work_dir)][:3]
+        raise ConfigError(
+            f'{cfg.work_dir} holds checkpoints of an earlier training ({", ".join(names)} ...): '
+            'go on with --resume, choose another --work-dir, or add --overwrite to remove them and '
+            'begin again')
+
+
+def remove_training(work_dir: str | Path) -> None:
+    """Remove the checkpoints of an earlier training, its best ones too."""
+    best = Path(work_dir).glob('best_*.pth')
+    for path in [Path(work_dir, LAST), *checkpoints_in(work_dir), *best]:
+        path.unlink(missing_ok=True)
+
+
+def _has_training(work_dir: str | Path) -> bool:
+    return bool(checkpoints_in(work_dir))
 
 
 def use_tta(cfg: Config) -> None:
