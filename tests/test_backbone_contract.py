@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from small_models import SMALL
+from versions import HALF
 
 import xvit_mm
 from xvit_mm.models.backbones import Backbone
@@ -158,7 +159,7 @@ def test_checkpointing_changes_neither_maps_nor_gradients(name):
     same(*results, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, HALF])
 def test_low_precision_is_finite_and_close(name, dtype):
     backbone = build(name).eval()
     with torch.no_grad():

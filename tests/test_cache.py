@@ -2,6 +2,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from versions import not_in_torch_2_1
 
 from xvit_mm.models.backbones.crossformer import AlternatingGroups
 from xvit_mm.models.layers import EvalCache
@@ -34,6 +35,7 @@ def test_what_is_known_is_not_computed_again():
     assert without_gradients(module) is without_gradients(module) and module.computed == 1
 
 
+@not_in_torch_2_1('autocast to float16 on a CPU')
 def test_each_precision_of_autocast_has_its_own_constants():
     module = Derived().eval()
     dtypes = []
@@ -91,7 +93,7 @@ def test_groups_are_remembered_without_a_look_at_weights():
 def test_compilation_is_asked_of_old_and_new_torch(monkeypatch):
     assert not is_compiling()
     monkeypatch.setattr(torch._dynamo, 'is_compiling', lambda: True)
-    assert not is_compiling()
-    # As before torch 2.3.
-    monkeypatch.delattr(torch.compiler, 'is_compiling')
+    if hasattr(torch.compiler, 'is_compiling'):  # since torch 2.3
+        assert not is_compiling()
+        monkeypatch.delattr(torch.compiler, 'is_compiling')
     assert is_compiling()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from small_models import SMALL
+from versions import TRACING_EXPORTER
 from xvit_mm.registry import MODELS
 
 pytest.importorskip('onnx', reason='pip install onnx onnxruntime')
@@ -22,8 +23,8 @@ def exported(name: str, path: Path, **options):
     backbone = MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name])).eval()
     image = torch.randn(1, 3, 64, 96)
     torch.onnx.export(
-        backbone, (image,), str(path), dynamo=False, opset_version=17, input_names=['image'],
-        **options)
+        backbone, (image,), str(path), opset_version=17, input_names=['image'],
+        **TRACING_EXPORTER, **options)
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return backbone, session, image
 

@@ -6,6 +6,7 @@ import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from versions import half_on_a_cpu
 
 from xvit_mm.models.layers.cache import EvalCache, shortcuts_allowed, without_shortcuts
 from xvit_mm.models.layers.pointwise import PointwiseConv, added, averaged, filtered, product_logits
@@ -69,6 +70,7 @@ def test_layer_stays_the_same_after_fusion_by_mmcv():
     torch.testing.assert_close(fuse_conv_bn(copy.deepcopy(conv))(x), conv(x))
 
 
+@half_on_a_cpu
 def test_a_folded_norm_of_half_precision_keeps_its_accuracy():
     conv = layer(dict(type='BN')).eval()
     x = random(B, C, H, W)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from versions import HALF
 
 from xvit_mm.checkpoints import CheckpointError, load_official
 from xvit_mm.models.backbones import VTResNet, vt_resnet
@@ -641,7 +642,7 @@ def test_projectors_of_the_neck_can_start_at_zero():
         assert torch.equal(lateral(x), out)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, HALF])
 @pytest.mark.parametrize('scale', [1, 10])
 def test_neck_is_finite_in_low_precision(dtype, scale):
     vt_fpn = neck(num_layers=2).eval()

@@ -1,4 +1,4 @@
-"""What the tests use and some supported versions of torch lack, each difference in one place."""
+"""What the tests use and torch 2.1, the oldest one supported, lacks: each difference in one place."""
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -8,11 +8,17 @@ from torch.utils import _pytree
 
 TORCH = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2])
 
+# For `torch.onnx.export`: the exporter that traces, which newer versions have to be asked for.
+TRACING_EXPORTER = {'dynamo': False} if TORCH >= (2, 5) else {}
 
-def needs_torch(minor: int, what: str) -> pytest.MarkDecorator:
-    """Skip a test of what came with torch 2.`minor`."""
-    return pytest.mark.skipif(TORCH < (2, minor), reason=f'torch {TORCH[0]}.{TORCH[1]} has no '
-                              f'{what}; that came with 2.{minor}')
+
+def not_in_torch_2_1(what: str) -> pytest.MarkDecorator:
+    """Skip a test of what came later."""
+    return pytest.mark.skipif(TORCH < (2, 2), reason=f'torch 2.1 has no {what}')
+
+
+half_on_a_cpu = not_in_torch_2_1('matrix products in float16 on a CPU')
+HALF = pytest.param(torch.float16, marks=half_on_a_cpu, id='float16')
 
 
 def unfused_attention() -> AbstractContextManager:
