@@ -1,4 +1,4 @@
-"""What the tests use and torch 2.1, the oldest one supported, lacks: each difference in one place."""
+"""What the tests use and torch 2.1, the oldest one supported, lacks: one place for each."""
 from contextlib import AbstractContextManager
 from typing import Any
 
