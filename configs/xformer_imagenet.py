@@ -12,9 +12,4 @@ model = dict(
         num_classes=1000,
         in_channels=160,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)))
-custom_hooks = [
-    dict(type='xvit_mm.ProgressBarHook'),
-    dict(type='xvit_mm.CurvesHook'),
-    dict(type='xvit_mm.PicturesHook'),
-    dict(type='EMAHook', momentum=5e-4, priority='ABOVE_NORMAL'),
-]
+default_hooks = dict(ema=dict(type='EMAHook', momentum=5e-4, priority='ABOVE_NORMAL'))

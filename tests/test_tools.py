@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -202,6 +202,64 @@ def test_options_may_add_what_the_framework_documents(options):
             cfg = cfg[key]
         assert cfg[name.rpartition('.')[2]] == value
         cfg = load_config('retinanet_crossformer_s_coco.py', options)
+
+
+def hooks_of(**settings) -> list[tuple[str, dict]]:
+    """Name and settings of each hook that the runner would build."""
+    from xvit_mm.engine import Runner
+    runner = Mock(spec=Runner)
+    built = []
+    with patch('mmengine.runner.Runner.register_hooks', lambda self, default, custom: built.extend(
+            [*default.items(), *(('custom', hook) for hook in custom or ())])):
+        Runner.register_hooks(runner, settings.get('default_hooks'), settings.get('custom_hooks'))
+    return [(name, hook['type'].split('.')[-1] if hook else None) for name, hook in built]
+
+
+def test_every_hook_has_a_name_by_which_it_is_switched():
+    cfg = load_config('retinanet_crossformer_s_coco.py', {
+        'default_hooks.channels_last.enabled': True, 'default_hooks.curves': None})
+    assert cfg.default_hooks.channels_last.enabled is True
+    built = hooks_of(**cfg)
+    assert ('pictures', 'PicturesHook') in built and 'CurvesHook' not in dict(built).values()
+
+
+def test_a_config_with_our_hooks_in_custom_hooks_gets_each_once():
+    cfg = load_config('retinanet_crossformer_s_coco.py')
+    cfg.custom_hooks = [dict(type=f'xvit_mm.{hook}Hook') for hook in ('ProgressBar', 'Pictures')]
+    built = hooks_of(**cfg)
+    assert ('custom', 'PicturesHook') in built and ('pictures', 'PicturesHook') not in built
+    assert len({kind for _, kind in built}) == len(built)
+    with pytest.raises(ConfigError, match='no custom_hooks; its hooks are .*default_hooks.curves'):
+        load_config('retinanet_crossformer_s_coco.py', {'custom_hooks.0.type': 'EMAHook'})
+
+
+@pytest.mark.parametrize('config, hook', [
+    ('retinanet_crossformer_s_coco.py', 'DetVisualizationHook'),
+    ('fpn_crossformer_s_ade20k.py', 'SegVisualizationHook'),
+    ('crossformer_s_imagenet.py', 'VisualizationHook'),
+])
+def test_the_hook_that_stock_tools_ask_for_is_there(config, hook):
+    assert load_config(config).default_hooks.visualization.type == hook
+
+
+@pytest.mark.parametrize('option', [
+    'a=[dict(b=1)]', 'a=[{b: 1, c: 2}]', 'a=dict(b=1)', 'a', 'a=[(1]'
+])
+def test_an_option_that_cannot_be_read_gets_a_line(option, capsys):
+    with pytest.raises(SystemExit):
+        tool_module.config_arguments('').parse_args(['x.py', '--cfg-options', option])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f'--cfg-options {option}: give NAME=VALUE' in message
+
+
+def test_what_is_done_to_a_config_is_said(capsys):
+    from xvit_mm.apis import build_runner
+    cfg = Config(dict(model=dict(norm_cfg=dict(type='SyncBN'))))
+    revert_sync_bn(cfg)
+    with pytest.raises(ConfigError):
+        build_runner(cfg)
+    output = capsys.readouterr().out
+    assert 'SyncBN becomes BN in 1 places' in output and 'gets xvit_mm.Runner' in output
 
 
 def test_randomness_can_be_set_in_a_config_without_it(tmp_path):

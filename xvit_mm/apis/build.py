@@ -1,5 +1,6 @@
 """From a config to the model or the runner that it describes."""
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
@@ -8,12 +9,15 @@ from xvit_mm.utils.config import ConfigError, revert_sync_bn
 
 
 def build_runner(cfg: Config) -> MMEngineRunner:
-    """The runner that the config asks for; configs of other packages get ours.
+    """The runner that the config asks for; one that names none gets `xvit_mm.Runner`.
 
     Raises:
         ConfigError: some class in it does not exist or refuses its arguments.
     """
-    cfg.setdefault('runner_type', 'xvit_mm.Runner')
+    if 'runner_type' not in cfg:
+        cfg.runner_type = 'xvit_mm.Runner'
+        print_log(f'{cfg.filename} names no runner_type and gets xvit_mm.Runner: official '
+                  'checkpoints, safe reading, resuming after a kill', 'current')
     try:
         return RUNNERS.build(cfg)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@ import argparse
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from xvit_mm.utils.files import FolderError
 EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionError,
                    ModuleNotFoundError, FolderError)
 INTERRUPTED = 130
+_DICT = re.compile(r'[=\[(,]\s*(dict\(|\{[^}]*:)')
 # Of a disk that cannot take more: full, over quota, read-only, or a file beyond the limit.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -35,9 +37,26 @@ def config_arguments(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', help='path of a config, or the name of one that ships')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
+        '--cfg-options', nargs='+', action=_Options, metavar='NAME=VALUE',
         help='entries of the config to set, as model.backbone.arch=t')
     return parser
+
+
+class _Options(DictAction):
+    """mmengine's reading of NAME=VALUE, with a line for what it cannot read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: str | None = None) -> None:
+        for value in values:
+            try:
+                if _DICT.search(value):  # mmengine takes it for a text, or recurses without end
+                    raise ValueError(value)
+                super().__call__(parser, namespace, [value], option_string)
+            except (RecursionError, ValueError, AssertionError):
+                parser.error(
+                    f'--cfg-options {value}: give NAME=VALUE with a number, a text, or a list of '
+                    'these. The entries of a dict are set one by one, as NAME.KEY=VALUE, those of '
+                    'a dict in a list as NAME.0.KEY=VALUE')
 
 
 def common_arguments(description: str) -> argparse.ArgumentParser:

@@ -155,6 +155,24 @@ class Runner(MMEngineRunner):
             hook = {**hook, 'type': CheckpointHook}
         super().register_hook(hook, priority)
 
+    def register_hooks(
+        self,
+        default_hooks: dict[str, Hook | dict[str, Any] | None] | None = None,
+        custom_hooks: list[Hook | dict[str, Any]] | None = None,
+    ) -> None:
+        """Register the hooks of a config.
+
+        `default_hooks.NAME=None` leaves out any of them. Of the hooks of this package one in
+        `custom_hooks`, where configs used to have them, takes the place of the default one.
+        """
+        custom = {hook.get('type') for hook in custom_hooks or () if isinstance(hook, dict)}
+        kept = {
+            name: hook for name, hook in (default_hooks or {}).items()
+            if (hook is not None or name in _MMENGINE_HOOKS)
+            and not (name in _OUR_HOOKS and isinstance(hook, dict) and hook['type'] in custom)
+        }
+        super().register_hooks(kept, custom_hooks)
+
     def _newest_checkpoint(self) -> Path | None:
         found: list[Any] = [None]
         if is_main_process():
@@ -182,6 +200,10 @@ class Runner(MMEngineRunner):
         self.resumed_state = checkpoint.get(STATE)
 
 
+# Names in default_hooks.
+_MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler',
+                   'checkpoint')
+_OUR_HOOKS = ('progress_bar', 'curves', 'pictures', 'channels_last')
 _CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', MMEngineCheckpointHook)
 
 

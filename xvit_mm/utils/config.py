@@ -71,9 +71,13 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 def revert_sync_bn(cfg: Config) -> None:
     """Make every SyncBN of the model a BN: outside distributed training it cannot run."""
-    for node in dicts_in(cfg.get('model')):
-        if node.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
-            node['type'] = 'BN'
+    found = [node for node in dicts_in(cfg.get('model'))
+             if node.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN')]
+    for node in found:
+        node['type'] = 'BN'
+    if found:
+        print_log(f'SyncBN becomes BN in {len(found)} places of the model: without --launcher '
+                  'there is one process', 'current')
 
 
 def use_amp(cfg: Config) -> None:
@@ -213,8 +217,10 @@ def dump_predictions(cfg: Config, path: str | Path) -> None:
 def show_pictures(cfg: Config, folder: str | Path) -> None:
     """Have the test draw every prediction into a folder."""
     hook = dict(type='xvit_mm.PicturesHook', max_images=10**9, folder=str(Path(folder).resolve()))
-    others = [h for h in cfg.get('custom_hooks', []) if h['type'] != hook['type']]
-    cfg.custom_hooks = [*others, hook]
+    # A config of the user's own may have it there.
+    cfg.custom_hooks = [h for h in cfg.get('custom_hooks', []) if h['type'] != hook['type']]
+    cfg.setdefault('default_hooks', {})
+    cfg.default_hooks.pictures = hook
 
 
 def _read(path: Path) -> Config:
@@ -239,6 +245,11 @@ def _existing(path: Path) -> Path:
 
 
 def _check_option(cfg: Config, name: str, options: Mapping[str, Any]) -> None:
+    if name.startswith('custom_hooks.') and not cfg.get('custom_hooks'):
+        hooks = ', '.join(f'default_hooks.{hook}' for hook in cfg.get('default_hooks', {}))
+        raise ConfigError(
+            f'--cfg-options {name}: the config has no custom_hooks; its hooks are {hooks}, and '
+            'others are added as default_hooks.NAME.type=TYPE')
     node: Any = cfg
     keys = name.split('.')
     for i, key in enumerate(keys):

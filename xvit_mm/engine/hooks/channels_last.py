@@ -15,8 +15,15 @@ class ChannelsLastHook(Hook):
 
     For one process: distributed training has laid out its gradients before this hook runs, and
     would copy each of them into another order.
+
+    Args:
+        enabled: False does nothing, so that a config may hold the hook for an option to switch on.
     """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
 
     def before_run(self, runner: Runner) -> None:
         """Before training, validation or testing."""
-        runner.model.to(memory_format=torch.channels_last)
+        if self.enabled:
+            runner.model.to(memory_format=torch.channels_last)
