@@ -368,3 +368,23 @@ def test_the_newer_of_two_trainings_in_a_folder_comes_first(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     # Of the others only iter_9 is newer.
     assert [path.name for path in checkpoints_in(tmp_path)][:2] == ['iter_9.pth', 'epoch_1.pth']
+
+
+@pytest.mark.training
+@pytest.mark.skipif(sys.platform == 'win32', reason='no limits of file sizes')
+def test_a_disk_that_takes_no_more_ends_a_training_with_a_line_that_can_be_resumed(tmp_path):
+    code = (
+        'import resource, sys; from small_training import small_runner; '
+        'from xvit_mm.apis.command_line import run_tool; '
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); '
+        'run_tool(lambda: small_runner(sys.argv[1], width=int(sys.argv[2]), resume=True).train())')
+    small_runner(tmp_path, length=1, width=10_000).train()
+    done = subprocess.run(
+        [sys.executable, '-c', code, tmp_path, '10_000'], capture_output=True, text=True, cwd=TESTS,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+    errors = [line for line in done.stderr.splitlines() if line.startswith('error:')]
+    assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
+    assert len(errors) == 1 and 'epoch_2.pth cannot be written: File too large' in errors[0]
+    assert names(tmp_path) == ['best_acc_epoch_1.pth', 'epoch_1.pth']
+    small_runner(tmp_path, length=2, width=10_000, resume=True).train()
+    assert names(tmp_path)[0] == 'best_acc_epoch_2.pth'

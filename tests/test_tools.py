@@ -369,6 +369,39 @@ def test_an_interruption_loses_no_output(monkeypatch):
     assert written == [(130, b'so far')]
 
 
+@pytest.fixture
+def signals():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_mmengine_formats_a_config_is_not_swallowed(
+    number, signals, monkeypatch, capsys
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(
+        'yapf.yapflib.yapf_api.FormatCode', lambda *args, **kwargs: os.kill(os.getpid(), number))
+    monkeypatch.setattr(os, '_exit', sys.exit)
+    with pytest.raises(SystemExit, match='130'):
+        tool_module.run_tool(lambda: Config(dict(a=1)).pretty_text, resumable=True)
+    assert capsys.readouterr().err == (
+        '\ninterrupted; the same command with --resume goes on from the last checkpoint\n')
+
+
+def test_a_full_disk_gets_a_line_wherever_it_is_met(signals, capsys):
+    with pytest.raises(SystemExit, match='1'):
+        tool_module.run_tool(lambda: failing(OSError(28, 'No space left on device', 'a.json')))
+    assert 'error: a.json: No space left on device. Checkpoints' in capsys.readouterr().err
+
+
+def test_a_defect_keeps_its_traceback(signals):
+    with pytest.raises(OSError, match='odd'):
+        tool_module.run_tool(lambda: failing(OSError(5, 'odd')))
+
+
 def test_sync_bn_is_reverted_wherever_it_stands():
     cfg = Config(dict(model=dict(norm_cfg=dict(type='SyncBN'), heads=[
         dict(norm_cfg=dict(type='SyncBN', requires_grad=True))])))

@@ -7,6 +7,7 @@ from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import common_arguments, config_of, run_tool
 from xvit_mm.utils.config import (check_data, dump_predictions, show_pictures, use_checkpoint,
                                   use_tta)
+from xvit_mm.utils.files import check_writable
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
 
     cfg = config_of(arguments)
     check_data(cfg, 'test_dataloader')
+    check_writable(cfg.work_dir, '--work-dir')
     use_checkpoint(cfg, arguments.checkpoint)
     if arguments.tta:
         use_tta(cfg)
