@@ -19,7 +19,7 @@ import torch
 from mmengine.hooks import Hook
 from small_training import small_runner
 
-from xvit_mm.checkpoints import CheckpointError, read_checkpoint, restores_objects
+from xvit_mm.checkpoints import CheckpointError, read_checkpoint
 from xvit_mm.engine import Runner
 
 WIDTH = 100_000  # checkpoints of some MB, so that many kills find one being written
@@ -65,8 +65,8 @@ def problems(folder: Path, newest: int, best: int) -> list[str]:
     found = []
     for path in folder.glob('*.pth'):
         try:
-            read_checkpoint(path) if restores_objects() else torch.load(path)
-        except (CheckpointError, RuntimeError, EOFError) as error:
+            read_checkpoint(path)
+        except CheckpointError as error:
             found.append(f'torn: {error}')
     if newest and max(steps(folder), default=0) < newest:
         found.append(f'lost: checkpoint {newest}')

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from xvit_mm.checkpoints import CheckpointError
-from xvit_mm.engine import Runner, runner as runner_module
+from xvit_mm.engine import Runner
 from xvit_mm.models.backbones import CrossFormer
 
 
@@ -144,10 +144,3 @@ def test_training_goes_on_where_it_was(tmp_path):
     steps = [runner.optim_wrapper.optimizer.state_dict()['state'][0]['step']
              for runner in (first, second)]
     assert steps[0] == steps[1] == 2
-
-
-def test_where_torch_cannot_leave_objects_out_mmengine_reads(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner_module, 'restores_objects', lambda: False)
-    monkeypatch.setattr(runner_module, 'read_checkpoint', None)
-    torch.save(Plain().state_dict(), tmp_path / 'weights.pth')
-    assert 'net.0.weight' in build(tmp_path).load_checkpoint(str(tmp_path / 'weights.pth'))

@@ -5,13 +5,12 @@ from .crossvit import CROSSVIT_NAMES
 from .errors import CheckpointError
 from .loading import LoadReport, find_backbone, load_official, translate
 from .names import OfficialNames
-from .reading import find_state_dict, read_checkpoint, restores_objects
+from .reading import find_state_dict, read_checkpoint
 from .vt_resnet import VT_RESNET_NAMES
 from .xformer import XFORMER_NAMES
 
 __all__ = [
     'CROSSFORMER_NAMES', 'CROSSVIT_NAMES', 'CheckpointError', 'LoadReport', 'OfficialNames',
     'VT_RESNET_NAMES', 'XFORMER_NAMES', 'catalogue', 'find_backbone', 'find_state_dict',
-    'load_official', 'official_classifier', 'official_model', 'read_checkpoint', 'restores_objects',
-    'translate'
+    'load_official', 'official_classifier', 'official_model', 'read_checkpoint', 'translate'
 ]

@@ -12,11 +12,10 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import load_state_dict
-from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
 from xvit_mm.checkpoints import (CheckpointError, find_backbone, find_state_dict, load_official,
-                                 read_checkpoint, restores_objects)
+                                 read_checkpoint)
 from xvit_mm.registry import RUNNERS
 from xvit_mm.utils.files import replaced_whole
 from xvit_mm.utils.training_files import TEMPLATES, checkpoints_in
@@ -32,9 +31,7 @@ ReviseKeys = Sequence[tuple[str, str]]
 class Runner(MMEngineRunner):
     """`mmengine.runner.Runner` whose `load_from`, `resume` and test checkpoints may be official.
 
-    - Files are read with `weights_only=True`: code in them is never run, whatever the model. Before
-      torch 2.6, which cannot leave out the objects in a training checkpoint, they are read as
-      mmengine does, which trusts them.
+    - Code in a file is never run, whatever the model (`xvit_mm.checkpoints.read_checkpoint`).
     - For a model with one of our backbones official names are translated, and the backbone must be
       covered completely. Other models are loaded by name, as mmengine does.
     - `resume` without a path takes the newest checkpoint in the work folder that can be read.
@@ -72,10 +69,6 @@ class Runner(MMEngineRunner):
             CheckpointError: unreadable, or the backbone of the model is not covered.
             RuntimeError: `strict`, and the checkpoint does not fit.
         """
-        if not restores_objects():
-            if self._is_resuming:
-                self._check_resumable(filename, _read(filename))
-            return super().load_checkpoint(filename, map_location, strict, revise_keys)
         checkpoint = read_checkpoint(filename, map_location)
         if self._is_resuming:
             self._check_resumable(filename, checkpoint)
@@ -184,7 +177,7 @@ class Runner(MMEngineRunner):
                     folders.append(Path(hook.out_dir, Path(self.work_dir).name))
             try:
                 found = [newest_readable(
-                    checkpoints_in(folders, templates), _read, self.logger.warning)]
+                    checkpoints_in(folders, templates), read_checkpoint, self.logger.warning)]
             except CheckpointError as error:
                 if self.may_start_over:
                     self.logger.warning(f'starting from the beginning: {error}')
@@ -205,15 +198,6 @@ _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sch
                    'checkpoint')
 _OUR_HOOKS = ('progress_bar', 'curves', 'pictures', 'channels_last')
 _CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', MMEngineCheckpointHook)
-
-
-def _read(path: str) -> dict[str, Any]:
-    if restores_objects():
-        return read_checkpoint(path)
-    try:
-        return _load_checkpoint(path, 'cpu')
-    except Exception as error:
-        raise CheckpointError(f'{path} cannot be read: {error}') from error
 
 
 def _revised(state_dict: dict[str, Tensor], revise_keys: ReviseKeys) -> OrderedDict[str, Tensor]:
