@@ -12,7 +12,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from xvit_mm.datasets import METAINFO, draw_scene, make_shapes_dataset, shapes
-from xvit_mm.datasets.coco_format import coco_annotation, mask_to_polygons
+from xvit_mm.datasets.coco_format import coco_annotation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COUNTS = {'train2017': 24, 'val2017': 12}
@@ -123,12 +123,18 @@ def test_annotations_are_the_masks_that_were_drawn(root):
 
 
 @pytest.mark.parametrize('density', [0.3, 0.5, 0.7, 0.95])
-def test_polygons_of_any_mask_decode_to_that_mask(density):
+def test_box_area_and_mask_of_any_annotation_are_those_of_the_pixels(density):
     rng = np.random.default_rng(int(100 * density))
     for _ in range(20):
         mask = rng.random((17, 23)) < density  # with holes, corner contacts, single pixels
-        polygons = mask_utils.frPyObjects(mask_to_polygons(mask), *mask.shape)
-        decoded = mask_utils.decode(mask_utils.merge(polygons))
+        annotation = json.loads(json.dumps(
+            coco_annotation(mask, annotation_id=1, image_id=1, category_id=1)))
+        rows, columns = np.nonzero(mask)
+        left, top = columns.min(), rows.min()
+        assert annotation['bbox'] == [
+            left, top, columns.max() + 1 - left, rows.max() + 1 - top]
+        assert annotation['area'] == mask.sum()
+        decoded = mask_utils.decode(annotation['segmentation'])
         np.testing.assert_array_equal(decoded.astype(bool), mask)
 
 
@@ -239,15 +245,14 @@ def test_impossible_settings_are_refused(tmp_path, settings):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('poly2mask', [True, False])
-def test_mmdet_loads_the_masks(root, poly2mask):
+def test_mmdet_loads_the_masks(root):
     pytest.importorskip('mmdet')
     from mmdet.datasets import CocoDataset
     from mmdet.datasets.transforms import LoadAnnotations
     dataset = CocoDataset(
         data_root=str(root), ann_file='annotations/instances_train2017.json',
         data_prefix={'img': 'train2017/'}, metainfo=METAINFO, pipeline=[], test_mode=True)
-    load = LoadAnnotations(with_mask=True, poly2mask=poly2mask)
+    load = LoadAnnotations(with_mask=True)
     coco = COCO(str(root / 'annotations' / 'instances_train2017.json'))
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)

@@ -1,28 +1,35 @@
-"""Config text from changes."""
+"""Changes as the text of a config; yapf does the layout."""
 import keyword
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from yapf.yapflib.yapf_api import FormatCode
 
 from .changes import Node
 
 COLUMNS = 100
-INDENT = 4
+STYLE = {
+    'based_on_style': 'pep8',
+    'column_limit': COLUMNS,
+    'blank_lines_around_top_level_definition': 1,
+    'each_dict_entry_on_separate_line': True,
+    'split_before_first_argument': True,
+}
 
 
 def config_text(header: str, base: str, root: Node) -> str:
-    """A config that inherits from `base`, one block for each top-level entry."""
-    blocks = ['\n'.join([*_comment(header, 0), f'_base_ = {base!r}'])]
+    """Write a config that inherits from `base`, with a block for each top-level entry."""
+    blocks = ['\n'.join([*_comment(header), f'_base_ = {base!r}'])]
     for name, node in root.children.items():
-        blocks.append('\n'.join(_lines(f'{name} = ', node, 0, '')))
-    return '\n\n'.join(blocks) + '\n'
+        blocks.append('\n'.join([*_comments(node, 0), f'{name} = {_source(node, 1)}']))
+    return FormatCode('\n\n'.join(blocks) + '\n', style_config=STYLE)[0]
 
 
 def literal(value: Any) -> str:
-    """Python source of a plain value, in one line."""
+    """Write a plain value as Python source, in one line."""
     if isinstance(value, Mapping):
-        opening, closing = _braces(value)
-        return opening + ', '.join(_key(k, value) + literal(v) for k, v in value.items()) + closing
+        return _mapping({key: literal(item) for key, item in value.items()}, value)
     if isinstance(value, (list, tuple)):
         items = ', '.join(map(literal, value))
         if isinstance(value, tuple):
@@ -33,69 +40,48 @@ def literal(value: Any) -> str:
     return repr(value)
 
 
-def _lines(prefix: str, node: Node, indent: int, tail: str) -> list[str]:
-    """An entry: its comments, then its source, closing brackets and `tail` on the last line."""
-    lines = [line for comment in node.comments for line in _comment(comment, indent)]
+def _source(node: Node, depth: int) -> str:
+    """Write an entry, the comments of its children on lines of their own."""
     if node.children is None:
-        return lines + _value_lines(prefix, node.value, indent, tail)
-    plain = _plain(node)
-    line = ' ' * indent + prefix + literal(plain) + tail
-    if not _has_comments(node) and len(line) <= COLUMNS:
-        return [*lines, line]
-    opening, closing = _braces(plain)
-    lines.append(' ' * indent + prefix + opening)
+        return literal(node.value)
     children = {'_delete_': Node(True)} if node.replaces else {}
     children |= node.children
-    for i, (key, child) in enumerate(children.items()):
-        end = closing + tail if i == len(children) - 1 else ','
-        lines += _lines(_key(key, plain), child, indent + INDENT, end)
-    return lines
+    items = {key: _source(child, depth + 1) for key, child in children.items()}
+    if not any(child.comments for child in children.values()):
+        return _mapping(items, children)
+    entries = []
+    for key, item in items.items():
+        entries += [*_comments(children[key], depth), f'{_key(key, children)}{item},']
+    opening, closing = _braces(children)
+    entries[-1] = entries[-1].rstrip(',')
+    return '\n'.join([opening, *entries]) + closing
 
 
-def _value_lines(prefix: str, value: Any, indent: int, tail: str) -> list[str]:
-    line = ' ' * indent + prefix + literal(value) + tail
-    if len(line) <= COLUMNS or not isinstance(value, (Mapping, list, tuple)) or not value:
-        return [line]
-    if isinstance(value, Mapping):
-        (opening, closing), items = _braces(value), [(_key(k, value), v) for k, v in value.items()]
-    else:
-        opening, closing = '[]' if isinstance(value, list) else '()'
-        items = [('', item) for item in value]
-    lines = [' ' * indent + prefix + opening]
-    for i, (key, item) in enumerate(items):
-        end = closing + tail if i == len(items) - 1 else ','
-        if end != ',' and isinstance(value, tuple):
-            end = ',' + end
-        lines += _value_lines(key, item, indent + INDENT, end)
-    return lines
+def _mapping(sources: Mapping[Any, str], keys: Mapping) -> str:
+    opening, closing = _braces(keys)
+    return opening + ', '.join(_key(key, keys) + item for key, item in sources.items()) + closing
 
 
-def _plain(node: Node) -> Any:
-    if node.children is None:
-        return node.value
-    start = {'_delete_': True} if node.replaces else {}
-    return start | {key: _plain(child) for key, child in node.children.items()}
+def _comments(node: Node, depth: int) -> Iterator[str]:
+    for comment in node.comments:
+        yield from _comment(comment, depth)
 
 
-def _has_comments(node: Node) -> bool:
-    return any(child.comments or _has_comments(child) for child in (node.children or {}).values())
-
-
-def _comment(text: str, indent: int) -> list[str]:
-    start = ' ' * indent + '# '
+def _comment(text: str, depth: int = 0) -> list[str]:
     # Paths and commands stay whole, so that they can be copied.
-    return textwrap.wrap(text, COLUMNS, initial_indent=start, subsequent_indent=start,
-                         break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text, COLUMNS - 4 * depth, initial_indent='# ', subsequent_indent='# ',
+        break_long_words=False, break_on_hyphens=False)
 
 
-def _words(mapping: Mapping[str, Any]) -> bool:
-    return all(isinstance(k, str) and k.isidentifier() and not keyword.iskeyword(k)
-               for k in mapping)
+def _are_words(keys: Mapping) -> bool:
+    return all(isinstance(key, str) and key.isidentifier() and not keyword.iskeyword(key)
+               for key in keys)
 
 
-def _braces(mapping: Mapping[str, Any]) -> tuple[str, str]:
-    return ('dict(', ')') if _words(mapping) else ('{', '}')
+def _braces(keys: Mapping) -> tuple[str, str]:
+    return ('dict(', ')') if _are_words(keys) else ('{', '}')
 
 
-def _key(key: Any, mapping: Mapping[str, Any]) -> str:
-    return f'{key}=' if _words(mapping) else f'{key!r}: '
+def _key(key: Any, keys: Mapping) -> str:
+    return f'{key}=' if _are_words(keys) else f'{key!r}: '
