@@ -1,0 +1,404 @@
+"""Predictions for files: what is predicted, what is written, and what is skipped or refused."""
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import DefaultScope
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from small_models import SMALL
+
+from xvit_mm.apis import build_model
+from xvit_mm.apis.inference import IGNORED, Prediction, Predictor
+from xvit_mm.apis.media import BrokenFile, find_sources, read_frames
+from xvit_mm.apis.predict import predict_files
+from xvit_mm.apis.prediction_files import PredictionFiles
+from xvit_mm.checkpoints import CheckpointError
+from xvit_mm.utils.config import ConfigError, load_config
+from xvit_mm.visualization.predictions import draw_prediction
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ('ellipse', 'rectangle', 'triangle', 'star', 'ring')
+
+
+def config(task: str) -> Config:
+    """A small model of a task; its data need not be there."""
+    backbone = dict(type='xvit_mm.CrossFormer', **SMALL['CrossFormer'])
+    if task == 'classification':
+        backbone = dict(type='xvit_mm.VTResNet', **SMALL['VTResNet'])
+        model = dict(
+            type='ImageClassifier', backbone=backbone,
+            head=dict(type='LinearClsHead', num_classes=5, in_channels=64),
+            neck=dict(type='GlobalAveragePooling'))
+        pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64),
+                    dict(type='PackInputs')]
+        return Config(dict(
+            default_scope='mmpretrain', model=model,
+            data_preprocessor=dict(mean=[120] * 3, std=[60] * 3, to_rgb=True),
+            test_dataloader=dict(dataset=dict(
+                type='CustomDataset', metainfo=dict(classes=CLASSES), pipeline=pipeline))))
+    if task == 'segmentation':
+        model = dict(
+            type='EncoderDecoder', backbone=backbone,
+            decode_head=dict(type='FCNHead', in_channels=256, channels=8, num_classes=5,
+                             norm_cfg=dict(type='BN')),
+            data_preprocessor=dict(
+                type='SegDataPreProcessor', mean=[120] * 3, std=[60] * 3, bgr_to_rgb=True),
+            test_cfg=dict(mode='whole'))
+        pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 64)),
+                    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+        return Config(dict(
+            default_scope='mmseg', model=model,
+            test_dataloader=dict(dataset=dict(
+                type='BaseSegDataset', metainfo=dict(classes=CLASSES), pipeline=pipeline))))
+    options = {'model.neck.out_channels': 16, 'model.backbone': dict(backbone, _delete_=True),
+               'model.neck.in_channels': [32, 64, 128, 256]}
+    if task == 'detection':
+        cfg = load_config('retinanet_crossformer_demo')
+        options |= {'model.bbox_head.in_channels': 16, 'model.bbox_head.feat_channels': 16}
+    else:
+        cfg = load_config('mask_rcnn_crossformer_s_coco')
+        options |= {
+            'model.rpn_head.in_channels': 16, 'model.rpn_head.feat_channels': 16,
+            'model.roi_head.bbox_roi_extractor.out_channels': 16,
+            'model.roi_head.mask_roi_extractor.out_channels': 16,
+            'model.roi_head.bbox_head.in_channels': 16,
+            'model.roi_head.bbox_head.fc_out_channels': 16,
+            'model.roi_head.mask_head.in_channels': 16,
+            'model.roi_head.mask_head.conv_out_channels': 8,
+            'model.test_cfg.rcnn.score_thr': 0., 'model.test_cfg.rcnn.max_per_img': 5,
+            'test_dataloader.dataset.pipeline.1.scale': (160, 128)}
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """A function from a config to a checkpoint for it, with random weights."""
+    made: dict[str, Path] = {}
+
+    def weights_of(cfg: Config) -> Path:
+        key = str(cfg.model)
+        if key not in made:
+            torch.manual_seed(0)
+            made[key] = tmp_path_factory.mktemp('weights') / 'weights.pth'
+            torch.save(dict(state_dict=build_model(cfg).state_dict()), made[key])
+        return made[key]
+
+    return weights_of
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """A folder with images of three sizes, the first two alike; one in a subfolder."""
+    folder = tmp_path / 'images'
+    for i, (name, shape) in enumerate({
+            'a.png': (60, 90), 'b.jpg': (60, 90), 'sub/c.png': (90, 60)}.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (8, 12, 3), np.uint8)
+        cv2.imwrite(str(folder / name), cv2.resize(noise, shape[::-1]))
+    return folder
+
+
+def expected_sample(cfg: Config, checkpoint: Path, path: Path):
+    """What the model says of a file by the config's own test pipeline, alone in its batch."""
+    model = build_model(cfg).eval()
+    model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    steps = [s for s in cfg.test_dataloader.dataset.pipeline if s['type'] != 'LoadAnnotations']
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        packed = Compose(steps)(dict(img_path=str(path), img_id=0))
+    with torch.no_grad():
+        return model.test_step(pseudo_collate([packed]))[0]
+
+
+def assert_as_sample(prediction: Prediction, sample) -> None:
+    """A prediction holds the arrays of a data sample of the packages."""
+    if 'pred_score' in sample:
+        np.testing.assert_allclose(prediction.class_scores, sample.pred_score, rtol=1e-4)
+    elif 'pred_sem_seg' in sample:
+        np.testing.assert_array_equal(prediction.label_map, sample.pred_sem_seg.data[0])
+    else:
+        instances = sample.pred_instances
+        assert len(prediction.boxes) == len(instances) > 0
+        instances = instances[instances.scores.sort(descending=True, stable=True).indices]
+        np.testing.assert_allclose(prediction.boxes, instances.bboxes, atol=1e-3)
+        np.testing.assert_allclose(prediction.scores, instances.scores, rtol=1e-5)
+        np.testing.assert_array_equal(prediction.labels, instances.labels)
+        if 'masks' in instances:
+            np.testing.assert_array_equal(prediction.masks, instances.masks)
+
+
+@pytest.mark.parametrize('task', ['detection', 'instances', 'segmentation', 'classification'])
+def test_a_batch_of_several_sizes_gives_what_each_image_gives_alone(task, images, weights):
+    cfg = config(task)
+    checkpoint = weights(cfg)
+    files = sorted(path for path in images.rglob('*.*'))
+    predictor = Predictor(config(task), checkpoint, device='cpu')
+    predictions = predictor([cv2.imread(str(path)) for path in files])
+    for path, prediction in zip(files, predictions):
+        assert_as_sample(prediction, expected_sample(cfg, checkpoint, path))
+
+
+def test_boxes_are_written_in_the_format_of_coco(images, weights, tmp_path):
+    cfg, out = config('instances'), tmp_path / 'out'
+    result = predict_files(cfg, weights(cfg), [str(images)], out, batch_size=2, score_thr=0.)
+    assert (result.num_images, result.broken) == (3, [])
+    assert sorted(path.name for path in out.iterdir()) == [
+        'a.jpg', 'b.jpg', 'c.jpg', 'predictions.json']
+    coco = COCO(str(out / 'predictions.json'))
+    assert [category['name'] for category in coco.cats.values()][:2] == ['person', 'bicycle']
+    assert [Path(image['file_name']).name for image in coco.imgs.values()] == [
+        'a.png', 'b.jpg', 'c.png']
+    sample = expected_sample(config('instances'), weights(cfg), images / 'sub' / 'c.png')
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[3]))
+    order = sample.pred_instances.scores.sort(descending=True, stable=True).indices
+    for annotation, i in zip(annotations, order):
+        x1, y1, x2, y2 = sample.pred_instances.bboxes[i].tolist()
+        assert annotation['bbox'] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.02)
+        assert annotation['category_id'] == sample.pred_instances.labels[i] + 1
+        mask = sample.pred_instances.masks[i].numpy()
+        assert annotation['area'] == mask.sum()
+        np.testing.assert_array_equal(coco_mask.decode(annotation['segmentation']), mask)
+    assert len(annotations) == len(order)
+
+
+def test_boxes_below_the_threshold_and_of_other_classes_are_left_out(images, weights, tmp_path):
+    cfg = config('detection')
+    picture = [cv2.imread(str(images / 'a.png'))]
+    everything = Predictor(cfg, weights(cfg))(picture)[0]
+    threshold = float(np.median(everything.scores))
+    some = Predictor(config('detection'), weights(cfg), score_thr=threshold,
+                     classes=['star', 'ellipse'])(picture)[0]
+    kept = (everything.scores >= threshold) & np.isin(everything.labels, [3, 0])
+    assert 0 < kept.sum() < len(everything.scores)
+    np.testing.assert_array_equal(some.boxes, everything.boxes[kept])
+    with pytest.raises(ConfigError, match="no class 'moon'; it has ellipse, rectangle"):
+        Predictor(config('detection'), weights(cfg), classes=['star', 'moon'])
+
+
+def test_classes_of_pixels_are_written_as_label_images(images, weights, tmp_path):
+    cfg = config('segmentation')
+    for folder, classes in (('all', None), ('some', ['star', 'ring'])):
+        predict_files(config('segmentation'), weights(cfg), [str(images)], tmp_path / folder,
+                      classes=classes)
+    for path in images.rglob('*.*'):
+        labels = cv2.imread(str(tmp_path / 'all/labels' / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED)
+        expected = expected_sample(cfg, weights(cfg), path).pred_sem_seg.data[0].numpy()
+        np.testing.assert_array_equal(labels, expected)
+        some = cv2.imread(str(tmp_path / 'some/labels' / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(some, np.where(expected >= 3, expected, IGNORED))
+    assert (tmp_path / 'all/labels/classes.txt').read_text().split() == list(CLASSES)
+
+
+def test_classes_of_images_are_written_as_csv(images, weights, tmp_path):
+    cfg = config('classification')
+    predict_files(cfg, weights(cfg), [str(images / 'a.png')], tmp_path / 'out')
+    with (tmp_path / 'out' / 'predictions.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    scores = expected_sample(config('classification'), weights(cfg), images / 'a.png').pred_score
+    best = scores.argsort(descending=True).tolist()
+    assert [(int(row['rank']), int(row['label']), row['class']) for row in rows] == [
+        (rank, label, CLASSES[label]) for rank, label in enumerate(best, start=1)]
+    assert [float(row['score']) for row in rows] == pytest.approx(
+        scores[best].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize('loading, order, seen', [
+    ([dict(type='LoadImageFromFile')], None, 'rgb'), ([], None, 'bgr'), ([], 'bgr', 'rgb')])
+def test_images_reach_the_model_as_in_training(loading, order, seen, weights):
+    """Files are read as BGR, and sets in memory give RGB; `to_rgb` turns either around."""
+    cfg = config('classification')
+    dataset = cfg.test_dataloader.dataset
+    dataset.pipeline = [*loading, *dataset.pipeline[1:]]
+    if order:
+        dataset.channel_order = order
+    predictor, inputs = Predictor(cfg, weights(cfg)), []
+    predictor.model.backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    blue = np.zeros((8, 8, 3), np.uint8)
+    blue[..., 0] = 255
+    predictor([blue])
+    assert inputs[0][0].mean((1, 2)).argmax() == 'bgr'.index('b') + 2 * (seen == 'rgb')
+
+
+def test_names_of_classes_come_from_the_training_then_from_the_data_set(weights, tmp_path):
+    cfg = config('detection')
+    contents = torch.load(weights(cfg))
+    torch.save(dict(contents, meta=dict(dataset_meta=dict(classes=tuple('abcde')))),
+               tmp_path / 'trained.pth')
+    assert Predictor(cfg, tmp_path / 'trained.pth').classes == tuple('abcde')
+    assert Predictor(config('detection'), weights(cfg)).classes == CLASSES
+    instances = config('instances')
+    assert Predictor(instances, weights(instances)).classes[:2] == ('person', 'bicycle')
+
+
+# Inputs.
+
+
+def test_inputs_are_found_once_in_order_and_named_differently(images, monkeypatch):
+    (images / 'a.jpg').write_bytes((images / 'b.jpg').read_bytes())
+    (images / 'clip.mp4').touch()
+    (images / 'notes.txt').touch()
+    sources = find_sources([str(images), str(images / '*.png'), '0'])
+    assert [(Path(s.path).name, s.name, s.kind) for s in sources] == [
+        ('a.jpg', 'a', 'image'), ('a.png', 'a_2', 'image'), ('b.jpg', 'b', 'image'),
+        ('clip.mp4', 'clip', 'video'), ('c.png', 'c', 'image'), ('0', 'webcam0', 'webcam')]
+
+
+@pytest.mark.parametrize('entry, message', [
+    ('gone.jpg', "'gone.jpg' does not exist; give image or video files"),
+    ('images/*.tif', "'images/.*.tif' has no images or videos"), ('empty', "'empty' has no images"),
+])
+def test_inputs_that_are_not_there_are_refused(entry, message, images, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    Path('empty').mkdir()
+    with pytest.raises(ConfigError, match=message):
+        find_sources([entry])
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """Ten frames of 96 x 64 pixels, brighter and brighter, 10 a second."""
+    path = tmp_path / 'clip.mp4'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 10, (96, 64))
+    for i in range(10):
+        writer.write(np.full((64, 96, 3), 20 * i, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize('task', ['detection', 'segmentation', 'classification'])
+def test_a_video_becomes_a_video_and_data_for_each_frame(task, video, weights, tmp_path):
+    cfg, out = config(task), tmp_path / 'out'
+    result = predict_files(cfg, weights(cfg), [str(video)], out, batch_size=4)
+    assert result.num_images == 10 and not result.broken
+    capture = cv2.VideoCapture(str(out / 'clip.mp4'))
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (10, 10)
+    if task == 'detection':
+        names = [image['file_name'] for image in
+                 json.loads((out / 'predictions.json').read_text())['images']]
+        assert names == [f'{video}#{i}' for i in range(10)]
+    elif task == 'segmentation':
+        assert len(list((out / 'labels/clip').glob('*.png'))) == 10
+    assert not list(out.rglob('.partial*'))
+
+
+def test_a_webcam_runs_until_it_is_interrupted(weights, tmp_path, monkeypatch):
+    class Webcam:
+        frames = 0
+
+        def __init__(self, number):
+            assert number == 3
+
+        def isOpened(self):
+            return True
+
+        def get(self, what):
+            return 0.
+
+        def read(self):
+            Webcam.frames += 1
+            if Webcam.frames > 3:
+                raise KeyboardInterrupt
+            return True, np.zeros((64, 96, 3), np.uint8)
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, 'VideoCapture', Webcam)
+    cfg = config('detection')
+    result = predict_files(cfg, weights(cfg), ['3'], tmp_path / 'out')
+    assert result.num_images == 3
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        'webcam3.mp4', 'predictions.json'}
+
+
+def test_videos_that_are_broken_are_named(video, tmp_path):
+    (tmp_path / 'text.mp4').write_text('no video')
+    for path in (tmp_path / 'text.mp4', ):
+        with pytest.raises(BrokenFile, match=f'{path.name} cannot be opened: damaged, or no video'):
+            list(read_frames(find_sources([str(path)])[0]))
+
+
+def test_the_tool_skips_broken_images_and_says_so_at_the_end(images, weights, tmp_path):
+    cfg = config('detection')
+    cfg.dump(tmp_path / 'cfg.py')
+    (images / 'broken.jpg').write_bytes((images / 'b.jpg').read_bytes()[:50])
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, 'tools/predict.py', *map(str, arguments)],
+            cwd=ROOT, capture_output=True, text=True)
+
+    done = run(tmp_path / 'cfg.py', weights(cfg), images, '--out', tmp_path / 'out')
+    assert done.returncode == 1
+    assert '3 images predicted' in done.stdout
+    assert done.stderr.splitlines()[-1] == f'skipped: {images}/broken.jpg is damaged, or no image'
+    assert (tmp_path / 'out' / 'predictions.json').is_file()
+
+
+# Weights.
+
+
+def test_weights_of_a_backbone_alone_are_refused(weights, tmp_path):
+    cfg = config('detection')
+    contents = torch.load(weights(cfg))['state_dict']
+    torch.save({n: t for n, t in contents.items() if n.startswith('backbone')},
+               tmp_path / 'backbone.pth')
+    with pytest.raises(CheckpointError, match='does not cover the whole model.*bbox_head'):
+        Predictor(cfg, tmp_path / 'backbone.pth')
+
+
+def test_a_config_without_our_backbone_is_loaded_by_name(images, weights, tmp_path):
+    cfg = config('detection')
+    cfg.model.backbone = dict(type='mmdet.ResNet', depth=18, base_channels=8)
+    cfg.model.neck.in_channels = [8, 16, 32, 64]
+    assert len(Predictor(cfg, weights(cfg))([cv2.imread(str(images / 'a.png'))])) == 1
+    torch.save(dict(other=torch.ones(1)), tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match='other.pth does not fit this model'):
+        Predictor(cfg, tmp_path / 'other.pth')
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(device='cuda:99'), '--device cuda:99'), (dict(device='gpu'), '--device gpu'),
+    (dict(batch_size=0), '--batch-size 0'), (dict(score_thr=2.), '--score-thr 2'),
+])
+def test_options_that_cannot_work_are_refused(options, message, images, weights, tmp_path):
+    cfg = config('detection')
+    with pytest.raises(ConfigError, match=message):
+        predict_files(cfg, weights(cfg), [str(images)], tmp_path / 'out', **options)
+    assert not (tmp_path / 'out').exists()
+
+
+# Pictures and files.
+
+
+def test_a_box_a_mask_and_a_class_are_drawn_where_they_are():
+    image = np.zeros((400, 400, 3), np.uint8)
+    mask = np.zeros((1, 400, 400), bool)
+    mask[0, 150:250, 120:180] = True
+    drawn = draw_prediction(image, Prediction(
+        boxes=np.array([[100., 100., 200., 300.]]), labels=np.array([1]), scores=np.array([.9]),
+        masks=mask), CLASSES, [(255, 0, 0), (0, 0, 200)] * 3)
+    assert drawn.shape == image.shape
+    assert drawn[300, 150].tolist() == [200, 0, 0]  # the frame, in BGR
+    assert drawn[200, 150].tolist() == [100, 0, 0]  # the mask, half of its colour
+    assert drawn[120, 150].tolist() == [0, 0, 0] and drawn[200, 300].tolist() == [0, 0, 0]
+    labels = np.zeros((400, 400), int)
+    labels[:, 200:] = IGNORED
+    drawn = draw_prediction(image + 100, Prediction(label_map=labels), CLASSES, [(50, 0, 0)] * 5)
+    assert drawn[10, 10].tolist() == [50, 50, 75] and drawn[10, 300].tolist() == [100] * 3
+
+
+def test_more_classes_than_a_byte_holds_are_written(tmp_path):
+    files = PredictionFiles(tmp_path, [f'class {i}' for i in range(300)])
+    files.add('x', 'x.png', (2, 2), Prediction(label_map=np.array([[299, 0], [1, 256]])))
+    written = cv2.imread(str(tmp_path / 'labels/x.png'), cv2.IMREAD_UNCHANGED)
+    assert written.tolist() == [[299, 0], [1, 256]]

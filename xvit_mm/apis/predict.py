@@ -1,0 +1,176 @@
+"""Predictions for files, written as annotated pictures and as data."""
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.config import Config
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from xvit_mm.utils.config import ConfigError
+from xvit_mm.visualization.predictions import draw_prediction
+
+from .inference import Prediction, Predictor
+from .media import BrokenFile, Source, find_sources, frame_rate, num_frames, read_frames
+from .prediction_files import PredictionFiles, write_picture
+
+
+@dataclass
+class Predicted:
+    """What a run has done.
+
+    num_images: how many images and frames were predicted. written: the files and folders.
+    broken: a line for each file that could not be read, or only in part.
+    """
+
+    num_images: int = 0
+    written: list[Path] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+def predict_files(
+    cfg: Config,
+    checkpoint: str | Path,
+    inputs: Sequence[str],
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    batch_size: int = 1,
+    score_thr: float = 0.3,
+    classes: Sequence[str] | None = None,
+) -> Predicted:
+    """Predict for files; write annotated pictures and videos, and the predictions as data.
+
+    A picture is `FOLDER/NAME.jpg` and a video `FOLDER/NAME.mp4`, after the name of the input;
+    `PredictionFiles` describes the data. A webcam runs until it is interrupted.
+
+    Args:
+        cfg: a config of mmdet, mmseg or mmpretrain.
+        checkpoint: as `Predictor` takes it.
+        inputs: as `find_sources` takes them.
+        folder: where to write; made if need be.
+        device: as in torch, default the best one there is.
+        batch_size: how many images to compute at once.
+        score_thr: boxes with a lower score are neither drawn nor written.
+        classes: keep only these, by name.
+
+    Raises:
+        ConfigError: an input, class, device or number that does not exist or make sense.
+        CheckpointError: the weights do not fit the whole model.
+    """
+    if batch_size < 1:
+        raise ConfigError(f'--batch-size {batch_size}: give at least 1')
+    if not 0 <= score_thr <= 1:
+        raise ConfigError(f'--score-thr {score_thr}: give a number from 0 to 1')
+    sources = find_sources(inputs)
+    predictor = Predictor(
+        cfg, checkpoint, device=device, classes=classes, score_thr=score_thr)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = Predicted()
+    files = PredictionFiles(folder, predictor.classes)
+    pictures = _Pictures(folder, predictor, result)
+    with _progress(sources) as progress:
+        try:
+            for batch in _batches(_frames(sources, result), batch_size):
+                predictions = predictor([frame for _, _, frame in batch])
+                for (source, index, frame), prediction in zip(batch, predictions):
+                    pictures.add(source, frame, prediction)
+                    name, path = _names(source, index)
+                    files.add(name, path, frame.shape[:2], prediction)
+                result.num_images += len(batch)
+                progress.update(progress.task_ids[0], advance=len(batch))
+        except KeyboardInterrupt:
+            # The only way to end a webcam.
+            if not any(source.kind == 'webcam' for source in sources):
+                raise
+        finally:
+            pictures.close()
+    result.written += files.close()
+    return result
+
+
+Frame = tuple[Source, int, np.ndarray]
+
+
+def _frames(sources: Sequence[Source], result: Predicted) -> Iterator[Frame]:
+    for source in sources:
+        try:
+            for index, frame in enumerate(read_frames(source)):
+                yield source, index, frame
+        except BrokenFile as error:
+            result.broken.append(str(error))
+
+
+def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
+    batch: list[Frame] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _names(source: Source, index: int) -> tuple[str, str]:
+    """Of the files for a frame, and how data refer to it."""
+    if source.kind == 'image':
+        return source.name, source.path
+    return f'{source.name}/{index:06d}', f'{source.path}#{index}'
+
+
+class _Pictures:
+    """Annotated pictures, and one video at a time."""
+
+    def __init__(self, folder: Path, predictor: Predictor, result: Predicted) -> None:
+        self.folder, self.predictor, self.result = folder, predictor, result
+        self.source: Source | None = None
+        self.writer: cv2.VideoWriter | None = None
+
+    def add(self, source: Source, frame: np.ndarray, prediction: Prediction) -> None:
+        picture = draw_prediction(
+            frame, prediction, self.predictor.classes, self.predictor.palette,
+            legend=source.kind == 'image')
+        if source.kind == 'image':
+            path = self.folder / f'{source.name}.jpg'
+            write_picture(path, picture)
+            self.result.written.append(path)
+            return
+        if source != self.source:
+            self.close()
+            self.source, self.writer = source, self._open(source, picture)
+        self.writer.write(picture)
+
+    def close(self) -> None:
+        """Finish the video, if there is one."""
+        if self.writer is None:
+            return
+        self.writer.release()
+        path = self.folder / f'{self.source.name}.mp4'
+        os.replace(self._partial(self.source), path)
+        self.result.written.append(path)
+        self.source = self.writer = None
+
+    def _open(self, source: Source, picture: np.ndarray) -> cv2.VideoWriter:
+        size = picture.shape[1], picture.shape[0]
+        writer = cv2.VideoWriter(
+            str(self._partial(source)), cv2.VideoWriter_fourcc(*'mp4v'), frame_rate(source), size)
+        if not writer.isOpened():
+            raise OSError(f'{self.folder / source.name}.mp4 cannot be written by OpenCV')
+        return writer
+
+    def _partial(self, source: Source) -> Path:
+        return self.folder / f'.partial_{source.name}.mp4'
+
+
+def _progress(sources: Sequence[Source]) -> Progress:
+    numbers = [num_frames(source) for source in sources]
+    progress = Progress(
+        TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        disable=not sys.stderr.isatty())
+    progress.add_task('predicting', total=None if None in numbers else sum(numbers))
+    return progress
