@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xvit_mm.engine import ClassificationLoss
 from xvit_mm.engine.hooks import close_progress_bar
-from xvit_mm.engine.hooks.curves import MAIN_METRICS, _matching, draw_curves, read_history
+from xvit_mm.engine.hooks.curves import MAIN_METRICS, draw_curves, main_metrics, read_history
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 END = '\n\x1b[?25h'  # a new line, and the cursor shown
@@ -326,8 +326,8 @@ def test_validation_loss_and_training_accuracy_stand_beside_their_counterparts(t
     assert history.metrics == {'training accuracy_top-1': {10: 30.0, 20: 60.0},
                                'accuracy/top1': {10: 25.0, 20: 50.0}}
     # What belongs to the training is drawn whatever metrics of the validation are asked for.
-    assert set(_matching(history.metrics, MAIN_METRICS)) == set(history.metrics)
-    assert set(_matching({'a': {}, 'b': {}, **history.metrics}, ['a$'])) == {
+    assert set(main_metrics(history.metrics, MAIN_METRICS)) == set(history.metrics)
+    assert set(main_metrics({'a': {}, 'b': {}, **history.metrics}, ['a$'])) == {
         'a', 'training accuracy_top-1'}
     draw_curves(history, tmp_path / 'curves.png')
     assert cv2.imread(str(tmp_path / 'curves.png')) is not None

@@ -1,6 +1,8 @@
 """Released weights by name: the catalogue, and downloads from a server that plays their hosts."""
 import hashlib
 import io
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,10 +13,14 @@ from golden import FOLDER, golden_record, golden_weights
 from local_hosts import Hosts, hosts
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
+from toy_data import make_toy_data
 
-from xvit_mm.checkpoints import (CheckpointError, catalogue, load_official, official_classifier,
-                                 official_model, read_checkpoint)
+from xvit_mm.apis import build_model
+from xvit_mm.apis.published import compare_with_paper
+from xvit_mm.checkpoints import (CROSSFORMER_NAMES, CheckpointError, catalogue, load_official,
+                                 official_classifier, official_model, read_checkpoint)
 from xvit_mm.checkpoints.catalogue import Released
+from xvit_mm.checkpoints.whole_model import load_whole_model
 from xvit_mm.registry import MODELS
 from xvit_mm.utils.config import load_config, use_checkpoint, use_pretrained
 
@@ -291,3 +297,70 @@ def test_init_cfg_load_official_and_mmengine_take_a_name(classifier):
         backbone = MODELS.build(settings)
         load(backbone, address)
         assert torch.equal(backbone.state_dict()['stages.0.post_norm.weight'], expected)
+
+
+@pytest.fixture(scope='module')
+def detector_weights() -> dict[str, torch.Tensor]:
+    """Random weights of a whole RetinaNet with CrossFormer-S in the names of the authors' file."""
+    cfg = load_config('retinanet_crossformer_s_coco')
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    ours = {f'backbone.{to_ours}': f'backbone.{name}' for name in official_names('crossformer_s')
+            for to_ours in CROSSFORMER_NAMES.translate({name: None}).backbone}
+    return {ours.get(name, name): tensor for name, tensor in model.state_dict().items()}
+
+
+def official_names(arch: str) -> list[str]:
+    return [name for name, _ in golden_record(FOLDER / f'{arch}_cls.json')['keys']]
+
+
+def test_a_detector_of_mmdet_2_must_cover_neck_and_head(detector_weights, tmp_path):
+    """mmdet 2.x has the names of mmdet 3.x; of the backbone they are the authors' own."""
+    assert 'backbone.layers.0.blocks.0.attn.pos.pos_proj.weight' in detector_weights
+    assert {'neck.lateral_convs.0.conv.weight', 'bbox_head.retina_cls.bias'} <= set(
+        detector_weights)
+    model = build_model(load_config('retinanet_crossformer_s_coco'))
+    meta = dict(mmdet_version='2.17.0', CLASSES=('person',))
+    load_whole_model(model, dict(meta=meta, state_dict=detector_weights), 'theirs.pth')
+    own = model.state_dict()
+    assert torch.equal(own['bbox_head.retina_cls.weight'],
+                       detector_weights['bbox_head.retina_cls.weight'])
+    assert torch.equal(own['backbone.stages.0.post_norm.weight'],
+                       detector_weights['backbone.patch_embed.norm.weight'])
+    for change, message in [
+            ({'bbox_head.retina_cls.bias': None}, 'bbox_head.retina_cls.bias of the model not in'),
+            ({'bbox_head.retina_cls.bias': torch.zeros(9)}, 'retina_cls.bias .*of another shape'),
+            ({'mask_head.weight': torch.zeros(1)}, 'mask_head.weight of the file not in the model'),
+    ]:
+        changed = {n: t for n, t in {**detector_weights, **change}.items() if t is not None}
+        with pytest.raises(CheckpointError, match=message):
+            load_whole_model(model, dict(state_dict=changed), 'theirs.pth')
+
+
+@pytest.mark.parametrize('metrics, name, tta, line', [
+    ({'coco/bbox_mAP': 0.4441}, 'retinanet_crossformer_s_coco', False, 'box AP 44.4 (paper 44.4)'),
+    ({'coco/bbox_mAP': 0.45, 'coco/segm_mAP': 0.4}, 'mask_rcnn_crossformer_s_coco', False,
+     'box AP 45.0 (paper 45.4), mask AP 40.0 (paper 41.4)'),
+    ({'mIoU': 48.31}, 'upernet_crossformer_s_ade20k', True, 'mIoU 48.3 (paper 48.4)'),
+    ({'accuracy/top1': 82.5}, 'crossformer_s', False, 'top-1 82.5 (paper 82.5)'),
+])
+def test_results_are_set_beside_those_of_the_paper(metrics, name, tta, line):
+    assert compare_with_paper(metrics, f'official://{name}', tta=tta) == line
+    assert compare_with_paper(metrics, 'mine.pth', tta=tta) == ''
+
+
+@pytest.mark.training
+def test_the_last_line_of_a_test_compares_with_the_paper(detector_weights, cache, tmp_path):
+    data = tmp_path / 'data'
+    data.mkdir()
+    make_toy_data(load_config('retinanet_crossformer_s_coco', data_root=data), data)
+    cache.mkdir(parents=True)
+    torch.save(dict(state_dict=detector_weights), cache / 'retinanet_crossformer_s_coco.pth')
+    done = subprocess.run(
+        [sys.executable, 'tools/test.py', 'retinanet_crossformer_s_coco', 'official', '--data-root',
+         str(data), '--work-dir', str(tmp_path / 'run'), '--cfg-options',
+         'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
+         'test_dataloader.dataset.pipeline.1.scale=(160,128)'],
+        cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.fullmatch(r'box AP -?\d+\.\d \(paper 44\.4\)', done.stdout.splitlines()[-1])

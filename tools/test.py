@@ -3,8 +3,11 @@
     python tools/test.py configs/retinanet_crossformer_s_coco.py CHECKPOINT --data-root data/coco
     python tools/test.py configs/retinanet_crossformer_s_coco.py official --data-root data/coco
 """
+from mmengine.dist import get_rank
+
 from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import common_arguments, config_of, run_tool
+from xvit_mm.apis.published import compare_with_paper
 from xvit_mm.utils.config import (check_data, dump_predictions, show_pictures, use_checkpoint,
                                   use_tta)
 from xvit_mm.utils.files import check_writable
@@ -31,7 +34,10 @@ def main() -> None:
         dump_predictions(cfg, arguments.out)
     if arguments.show_dir:
         show_pictures(cfg, arguments.show_dir)
-    build_runner(cfg).test()
+    metrics = build_runner(cfg).test()
+    if get_rank() == 0 and (line := compare_with_paper(
+            metrics, cfg.load_from, tta=arguments.tta)):
+        print(line)
 
 
 if __name__ == '__main__':

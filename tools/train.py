@@ -8,7 +8,7 @@ from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import (add_own_data, apply_own_data, common_arguments, config_of,
                                        run_tool)
 from xvit_mm.utils.config import (check_data, check_no_training, remove_training, use_amp,
-                                  use_auto_scale_lr, use_pretrained, use_resume)
+                                  use_auto_scale_lr, use_pretrained, use_resume, use_tracker)
 from xvit_mm.utils.files import check_writable
 
 
@@ -27,12 +27,18 @@ def main() -> None:
     parser.add_argument('--amp', action='store_true', help='mixed precision, on a GPU')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size')
+    parser.add_argument('--tensorboard', action='store_true',
+                        help='log to TensorBoard too, below the work dir')
+    parser.add_argument('--wandb', action='store_true', help='log to Weights & Biases too')
     add_own_data(parser)
     arguments = parser.parse_args()
 
     cfg = config_of(arguments)
     apply_own_data(cfg, arguments)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
+    for tracker in ('tensorboard', 'wandb'):
+        if getattr(arguments, tracker):
+            use_tracker(cfg, tracker)
     if arguments.amp:
         use_amp(cfg)
     if arguments.auto_scale_lr:

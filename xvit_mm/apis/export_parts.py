@@ -128,7 +128,7 @@ class RetinaNetBoxes(Part):
         deltas = _flat(deltas, 4)
         anchors = anchors.expand_as(deltas)
         boxes = head.bbox_coder.decode(anchors.reshape(-1, 4), deltas.reshape(-1, 4))
-        return boxes.reshape(deltas.shape), scores
+        return boxes.reshape(images.shape[0], -1, 4), scores
 
     def _names(self, outputs: tuple[Tensor, ...]) -> list[str]:
         return ['boxes', 'scores']
@@ -174,5 +174,6 @@ def _detector(model: nn.Module, part: str) -> Part:
 
 def _flat(levels: list[Tensor], channels: int) -> Tensor:
     """Outputs [B, A * channels, H, W] of all levels as [B, N, channels]."""
+    # Not by unflatten, which the tracer makes constant.
     return torch.cat(
-        [level.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, channels)) for level in levels], 1)
+        [level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, channels) for level in levels], 1)

@@ -9,12 +9,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope, init_default_scope
 from torch import nn
 
-from xvit_mm.checkpoints import (CheckpointError, find_backbone, find_state_dict, load_official,
-                                 official_model, read_checkpoint)
+from xvit_mm.checkpoints import official_model, read_checkpoint
+from xvit_mm.checkpoints.whole_model import load_whole_model
 from xvit_mm.datasets.own_data.common import palette
 from xvit_mm.utils.config import ConfigError, datasets_in
 
@@ -168,25 +167,12 @@ def load_weights(model: nn.Module, checkpoint: str | Path, cfg: Config) -> Mappi
         what a training notes of its data set: `classes` and `palette`; empty for other files.
 
     Raises:
-        CheckpointError: unreadable, or some tensor of the model is not in it.
+        CheckpointError: unreadable, or it does not cover the whole model.
     """
     if checkpoint == 'official':
         checkpoint = official_model(cfg)
     contents = read_checkpoint(checkpoint)
-    try:
-        find_backbone(model)
-    except (TypeError, ValueError):
-        _load_by_name(model, checkpoint, find_state_dict(contents))
-    else:
-        report = load_official(model, contents)
-        unfit = [n for n in {*report.missing, *report.left_out} & set(model.state_dict())
-                 if not n.endswith('num_batches_tracked')]
-        if unfit:
-            raise CheckpointError(
-                f'{checkpoint} does not cover the whole model: it lacks or does not fit '
-                f'{", ".join(sorted(unfit)[:3])} and {max(len(unfit) - 3, 0)} more. Weights of a '
-                f'backbone alone are for tools/train.py --pretrained.\n{report}')
-        print_log(str(report), logger='current')
+    load_whole_model(model, contents, checkpoint)
     meta = contents.get('meta')
     return (meta.get('dataset_meta') or {}) if isinstance(meta, Mapping) else {}
 
@@ -229,7 +215,7 @@ def to_prediction(sample: Any) -> Prediction:
     if instances is None or 'bboxes' not in instances or instances.bboxes.shape[-1] != 4:
         raise ConfigError(
             'this model predicts neither upright boxes nor classes of pixels or images, but '
-            f'{", ".join(key for key in sample.keys() if key.startswith("pred"))}')
+            f'{", ".join(key for key in sample.all_keys() if key.startswith("pred"))}')
     order = instances.scores.sort(descending=True, stable=True).indices
     instances = instances[order]
     masks = instances.masks.cpu().numpy().astype(bool) if 'masks' in instances else None
@@ -250,16 +236,6 @@ def checked_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f'--device {name}: {str(error).splitlines()[0]}') from None
     return device
-
-
-def _load_by_name(model: nn.Module, checkpoint: str | Path, state_dict: Mapping[str, Any]) -> None:
-    state_dict = {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
-    try:
-        model.load_state_dict(state_dict)
-    except RuntimeError as error:
-        raise CheckpointError(f'{checkpoint} does not fit this model: {error}') from error
-    print_log(f'{type(model).__name__}: {len(state_dict)} of {len(state_dict)} tensors loaded',
-              logger='current')
 
 
 def _num_classes(node: Any) -> int:

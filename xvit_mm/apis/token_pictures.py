@@ -2,25 +2,23 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import cv2
 import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from xvit_mm.checkpoints import CheckpointError, find_state_dict, load_official, read_checkpoint
-from xvit_mm.utils.config import ConfigError, datasets_in
+from xvit_mm.datasets.images import read_image
+from xvit_mm.utils.config import ConfigError
 from xvit_mm.visualization import draw_tokens
 
 from .build import build_model
+from .inference import TestPipeline
 
 Attentions = dict[str, Tensor]
 
@@ -43,11 +41,7 @@ def write_token_pictures(
         ConfigError: the model has no visual tokens, an image cannot be read, or names collide.
         CheckpointError: the checkpoint does not fit.
     """
-    pictures = {Path(image): _read_image(Path(image)) for image in images}
-    if twice := [n for n, count in Counter(p.stem for p in pictures).items() if count > 1]:
-        raise ConfigError(
-            f'several images are called {", ".join(twice)}, and so would be their pictures: draw '
-            'them into different folders')
+    pictures = read_pictures(images)
     model = build_model(cfg)
     _check_has_tokens(model)
     print_log(load_weights(model, checkpoint))
@@ -85,7 +79,8 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> str:
 @torch.no_grad()
 def look(model: nn.Module, cfg: Config, picture: np.ndarray) -> tuple[np.ndarray, Attentions]:
     """The image [H, W, 3] in RGB as the model sees it, and attentions [L, H, W] by place."""
-    packed, is_rgb = _packed(cfg, picture)
+    pipeline = TestPipeline(cfg)
+    packed = pipeline(picture)
     shown = packed['inputs'].permute(1, 2, 0).numpy()
     batch = model.data_preprocessor(
         {key: [value] for key, value in packed.items()}, False)['inputs']
@@ -94,7 +89,7 @@ def look(model: nn.Module, cfg: Config, picture: np.ndarray) -> tuple[np.ndarray
         place: F.interpolate(attention, batch.shape[2:], mode='bilinear', align_corners=False)
         [0, :, :shown.shape[0], :shown.shape[1]].cpu()
         for place, attention in _attentions(model, batch)}
-    return np.ascontiguousarray(shown if is_rgb else shown[..., ::-1]), attentions
+    return np.ascontiguousarray(shown if pipeline.is_rgb else shown[..., ::-1]), attentions
 
 
 def _attentions(model: nn.Module, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -120,28 +115,18 @@ def _check_has_tokens(model: nn.Module) -> None:
             'in the backbone xvit_mm.VTResNet and in the neck xvit_mm.VTFPN')
 
 
-def _read_image(path: Path) -> np.ndarray:
-    """[H, W, 3] of uint8 in BGR, as mmcv reads them."""
-    picture = cv2.imread(str(path)) if path.is_file() else None
-    if picture is None:
-        reason = 'is not an image that OpenCV reads' if path.is_file() else 'does not exist'
-        raise ConfigError(f'image {str(path)!r} {reason}')
-    return picture
+def read_pictures(images: Sequence[str | Path]) -> dict[Path, np.ndarray]:
+    """Images [H, W, 3] of uint8 in BGR, by their paths.
 
-
-def _packed(cfg: Config, picture: np.ndarray) -> tuple[dict[str, Any], bool]:
-    """An image after the test pipeline, and whether its channels are RGB."""
-    dataset = next(datasets_in(cfg.get('test_dataloader')), {})
-    pipeline = dataset.get('pipeline') or cfg.get('test_pipeline')
-    if not pipeline:
-        raise ConfigError(f'{cfg.filename} has no test_pipeline to prepare images with')
-    loads_files = any(step['type'].endswith('LoadImageFromFile') for step in pipeline)
-    steps = [step for step in pipeline
-             if not step['type'].rpartition('.')[2].startswith(('LoadImage', 'LoadAnnotations'))]
-    # Data sets that hold their images in memory give RGB, files are read as BGR.
-    picture = picture if loads_files else np.ascontiguousarray(picture[..., ::-1])
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        packed = Compose(steps)(dict(
-            img=picture, img_path='', img_id=0, img_shape=picture.shape[:2],
-            ori_shape=picture.shape[:2]))
-    return packed, not loads_files
+    Raises:
+        ConfigError: one cannot be read, or two have one name.
+    """
+    try:
+        pictures = {Path(image): read_image(image) for image in images}
+    except ValueError as error:
+        raise ConfigError(f'image {error}') from None
+    if twice := [n for n, count in Counter(p.stem for p in pictures).items() if count > 1]:
+        raise ConfigError(
+            f'several images are called {", ".join(twice)}, and so would be their pictures: draw '
+            'them into different folders')
+    return pictures

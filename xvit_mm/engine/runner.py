@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xvit_mm.checkpoints import (CheckpointError, find_backbone, find_state_dict, load_official,
                                  read_checkpoint)
+from xvit_mm.checkpoints.whole_model import check_whole_model
 from xvit_mm.registry import RUNNERS
 from xvit_mm.utils.files import replaced_whole
 from xvit_mm.utils.training_files import TEMPLATES, checkpoints_in
@@ -48,6 +49,7 @@ class Runner(MMEngineRunner):
     resumed_state: dict[str, Any] | None = None
     may_start_over = False
     _is_resuming = False
+    _is_testing = False
 
     def load_checkpoint(
         self,
@@ -79,14 +81,27 @@ class Runner(MMEngineRunner):
         state_dict = _revised(checkpoint['state_dict'], revise_keys)
         if _has_backbone(model):
             report = load_official(model, state_dict)
-            if strict and (report.missing or report.unexpected):
-                raise CheckpointError(f'{filename} does not fit strictly.\n{report}')
+            # To compare with a paper, all of its model must be there.
+            if strict or self._is_testing and filename.startswith('official://'):
+                check_whole_model(report, model, filename)
         else:
             report = ''
             load_state_dict(model, state_dict, strict, self.logger)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}\n{report}'.rstrip())
         return checkpoint
+
+    def test(self) -> dict[str, float]:
+        """Test the model; weights of the authors, `official://NAME`, must fit completely.
+
+        Raises:
+            CheckpointError: they do not.
+        """
+        self._is_testing = True
+        try:
+            return super().test()
+        finally:
+            self._is_testing = False
 
     def load_or_resume(self) -> None:
         """Load `load_from`, or resume from it or from the newest readable checkpoint.

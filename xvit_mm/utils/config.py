@@ -2,6 +2,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ _RUNNER_ENTRIES = {
 # Entries without a type whose keys are the arguments of one function, which refuses wrong ones.
 _ARGUMENTS = {
     'optim_wrapper', 'randomness', 'test_dataloader', 'train_dataloader', 'val_dataloader'
+}
+# By option: mmengine's class, and the packages one of which it needs.
+_TRACKERS = {
+    'tensorboard': ('TensorboardVisBackend', ('tensorboard', 'tensorboardX')),
+    'wandb': ('WandbVisBackend', ('wandb',)),
 }
 
 
@@ -212,6 +218,22 @@ def dump_predictions(cfg: Config, path: str | Path) -> None:
     kind = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     cfg.test_evaluator = [*metrics, dict(type=kind, out_file_path=str(path))]
+
+
+def use_tracker(cfg: Config, name: str) -> None:
+    """Log losses, metrics and the config to `tensorboard` or `wandb` too.
+
+    Raises:
+        ConfigError: its package is not installed; says how to install it.
+    """
+    backend, packages = _TRACKERS[name]
+    if not any(find_spec(package) for package in packages):
+        raise ConfigError(f'--{name} needs the package {packages[0]}: pip install {packages[0]}')
+    if not cfg.get('visualizer'):
+        cfg.visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    backends = cfg.visualizer.get('vis_backends') or []
+    if backend not in [entry['type'] for entry in backends]:
+        cfg.visualizer.vis_backends = [*backends, dict(type=backend)]
 
 
 def show_pictures(cfg: Config, folder: str | Path) -> None:

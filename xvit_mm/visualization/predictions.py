@@ -26,9 +26,9 @@ def draw_prediction(
     """Draw a prediction over its image.
 
     image [H, W, 3] of uint8 in BGR, to a picture in BGR: boxes with class and score, instances and
-    classes of pixels in the colours of `palette` (with a legend below), or the three best classes of
-    the image above it. Small images are enlarged. Without the legend, whose height depends on the
-    classes that are there, all frames of a video become pictures of one size.
+    classes of pixels in the colours of `palette` (with a legend below), or the three best classes
+    of the image above it. Small images are enlarged. Without the legend, whose height depends on
+    the classes that are there, all frames of a video become pictures of one size.
     """
     factor = max(1, -(-_MIN_SIDE // min(image.shape[:2])))
     picture = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)

@@ -78,7 +78,7 @@ class CurvesHook(Hook):
     @master_only
     def _draw(self, runner: Runner) -> None:
         history = read_history(runner.work_dir, _iterations_per_val_step(runner))
-        history.metrics = _matching(history.metrics, self.metrics)
+        history.metrics = main_metrics(history.metrics, self.metrics)
         path = Path(runner.work_dir, self.file_name)
         if not history.losses:
             print_log(f'{self.file_name} shows no losses: none are logged yet, or vis_backends '
@@ -160,7 +160,7 @@ def _draw_losses(axis: Axes, curves: dict[str, Series]) -> None:
         steps, values = np.array(list(series)), np.array(list(series.values()))
         is_total = name == 'loss'
         axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-        axis.plot(steps, _smooth(values), color=color, label=name, marker=_marker(series),
+        axis.plot(steps, smooth(values), color=color, label=name, marker=_marker(series),
                   linewidth=2.2 if is_total else 1.4)
     axis.set_ylabel('loss')
     values = np.array([value for series in curves.values() for value in series.values()])
@@ -181,8 +181,8 @@ def _marker(series: Series) -> str | None:
     return 'o' if len(series) == 1 else None
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of about a 25th of the curve, cut off at its ends."""
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Return the mean over a window of about a 25th of the curve, cut off at its ends."""
     reach = len(values) // 50
     window = np.ones(2 * reach + 1)
     padded = np.convolve(values, window)[reach:reach + len(values)]
@@ -198,7 +198,8 @@ def _main_lines(curves: dict[str, Series]) -> dict[str, Series]:
     return {name: dict(sorted(curves[name].items())) for name in names[:_MAX_LINES]}
 
 
-def _matching(metrics: dict[str, Series], patterns: Sequence[str]) -> dict[str, Series]:
+def main_metrics(metrics: dict[str, Series], patterns: Sequence[str]) -> dict[str, Series]:
+    """Return the metrics that a pattern matches, or all, and what was measured in training."""
     chosen = {name for name in metrics if any(re.search(pattern, name) for pattern in patterns)}
     chosen = chosen or set(metrics)
     return {name: series for name, series in metrics.items()

@@ -1,0 +1,111 @@
+"""Losses and metrics of several runs in one picture and one table."""
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from xvit_mm.engine.hooks.curves import MAIN_METRICS, History, main_metrics, read_history, smooth
+from xvit_mm.utils.config import ConfigError
+
+LOSS = 'loss'
+
+
+def read_runs(work_dirs: Sequence[str | Path]) -> dict[str, History]:
+    """What runs have logged, by a short label for each: the folder's name, or more of its path.
+
+    Raises:
+        ConfigError: a folder does not exist, is named twice, or holds no log of a training.
+    """
+    paths = [Path(work_dir).resolve() for work_dir in work_dirs]
+    if len(set(paths)) < len(paths):
+        raise ConfigError('a work dir is named twice')
+    histories = []
+    for work_dir, path in zip(work_dirs, paths):
+        history = read_history(path, None)
+        if not history.losses and not history.metrics:
+            raise ConfigError(
+                f'{str(work_dir)!r} holds no log of a training: */vis_data/scalars.json is written '
+                'below the work dir by LocalVisBackend')
+        histories.append(history)
+    return dict(zip(_labels(paths), histories))
+
+
+def draw_comparison(
+    runs: dict[str, History], path: str | Path, patterns: Sequence[str] = MAIN_METRICS
+) -> None:
+    """Write one PNG: a panel for the loss and one for each metric, a line for each run.
+
+    Args:
+        runs: as `read_runs` gives them.
+        path: of the picture.
+        patterns: regular expressions of the metrics to draw; all, where none matches.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    names = [LOSS] * any(LOSS in run.losses for run in runs.values()) + metric_names(runs, patterns)
+    columns = min(len(names), 2)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(6.5 * columns, 0.8 + 3.6 * rows), dpi=110, layout='constrained')
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, name in zip(panels, names):
+        for number, (label, run) in enumerate(runs.items()):
+            series = (run.losses if name == LOSS else run.metrics).get(name)
+            if not series:
+                continue
+            steps, values = np.array(sorted(series)), np.array([series[s] for s in sorted(series)])
+            color = f'C{number % 10}'
+            if name == LOSS:
+                panel.plot(steps, values, color=color, alpha=0.2, linewidth=1)
+                values = smooth(values)
+            panel.plot(steps, values, color=color, label=label,
+                       marker='o' if name != LOSS or len(steps) == 1 else None, markersize=4)
+        panel.set_title(name)
+        panel.set_xlabel('iteration')
+        panel.grid(True, color='0.9')
+        panel.spines[['top', 'right']].set_visible(False)
+        panel.legend(frameon=False, fontsize=9)
+    for panel in list(panels)[len(names):]:
+        panel.remove()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.partial_{path.name}')
+    figure.savefig(partial, format='png')
+    os.replace(partial, path)
+
+
+def comparison_table(
+    runs: dict[str, History], patterns: Sequence[str] = MAIN_METRICS
+) -> Table:
+    """A row for each run: iterations, the last loss, and each metric at the end and at its best."""
+    names = metric_names(runs, patterns)
+    table = Table('run', 'iterations', 'loss', *[f'{name} (best)' for name in names])
+    for label, run in runs.items():
+        steps = [step for curves in (run.losses, run.metrics)
+                 for series in curves.values() for step in series]
+        cells = [_last(run.losses.get(LOSS, {}))]
+        for name in names:
+            series = run.metrics.get(name, {})
+            cells.append(f'{_last(series)} ({max(series.values()):.4g})' if series else '')
+        table.add_row(label, str(max(steps, default=0)), *cells)
+    return table
+
+
+def metric_names(runs: dict[str, History], patterns: Sequence[str]) -> list[str]:
+    """The metrics that match the patterns in any of the runs, sorted; all, if none does."""
+    return sorted({name for run in runs.values() for name in main_metrics(run.metrics, patterns)})
+
+
+def _last(series: dict[int, float]) -> str:
+    return f'{series[max(series)]:.4g}' if series else ''
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    for number in range(1, max(len(path.parts) for path in paths) + 1):
+        labels = ['/'.join(path.parts[-number:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            break
+    return labels

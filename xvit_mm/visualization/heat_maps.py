@@ -1,0 +1,66 @@
+"""Maps of weights over their image, as one picture with titles."""
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+_PANEL = 3.2  # inches
+_OPACITY = 0.75  # of the greatest weight; the image shows through where weights are small
+_GAMMA = 0.6  # weights are few and far between: small ones are lifted
+
+
+def write_heat_maps(
+    path: str | Path,
+    image: np.ndarray,
+    maps: Mapping[str, Tensor],
+    *,
+    title: str = '',
+    pixel: tuple[float, float] | None = None,
+    columns: int = 4,
+) -> None:
+    """Write an image and, over faded copies of it, maps of weights as one PNG.
+
+    Args:
+        path: of the picture; it appears when it is complete.
+        image: [H, W, 3] of uint8 in RGB.
+        maps: by title, [h, w] of at least 0. Each has its own scale, from 0 to its greatest weight,
+            which stands in its title; NaN shows the image alone.
+        title: above all.
+        pixel: (x, y) as shares of width and height, marked by a cross.
+        columns: panels in a row.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    columns = min(columns, len(maps) + 1)
+    rows = math.ceil((len(maps) + 1) / columns)
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(columns * _PANEL, rows * (_PANEL * height / width + 0.35) + 0.4),
+                    dpi=110, layout='constrained')
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    panels[0].set_title('image', fontsize=9)
+    panels[0].imshow(image)
+    grey = np.repeat(image.mean(2, keepdims=True), 3, axis=2) / 255
+    for panel, (name, weights) in zip(panels[1:], maps.items()):
+        values = weights.float().cpu().numpy()
+        greatest = float(np.nan_to_num(values).max()) or 1.
+        shares = (np.nan_to_num(values) / greatest)**_GAMMA
+        panel.imshow(0.6 * grey + 0.4)
+        panel.imshow(shares, cmap='inferno', vmin=0, vmax=1, extent=(-0.5, width - 0.5,
+                     height - 0.5, -0.5), alpha=_OPACITY * ~np.isnan(values) * np.maximum(
+                     shares, 0.35), interpolation='nearest')
+        panel.set_title(f'{name} (max {greatest:.2g})', fontsize=9)
+    for panel in panels:
+        panel.set_axis_off()
+        if pixel is not None and panel in panels[:len(maps) + 1]:
+            panel.plot(pixel[0] * width, pixel[1] * height, '+', color='#00e5ff', markersize=10,
+                       markeredgewidth=2)
+    figure.suptitle(title, fontsize=10)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.partial_{path.name}')
+    figure.savefig(partial, format='png')
+    os.replace(partial, path)
