@@ -34,13 +34,11 @@ def literal_row(attention: nn.Module, x: torch.Tensor, members, query: int) -> t
     q, k, _ = attention.qkv(tokens).split(channels, dim=1)
     q, k = (t.unflatten(1, (heads, -1)) for t in (q, k))
     logits = torch.einsum('hd,jhd->hj', q[query], k) * (channels // heads)**-0.5
-    here = torch.tensor(members[query])
-    for j, member in enumerate(members):
-        step = attention.position_bias.layers[0].weight.dtype
-        offset = torch.tensor([group_place(members, query)[a] - group_place(members, j)[a]
-                               for a in range(2)], dtype=step)
-        logits[:, j] += attention.position_bias.layers(offset[None])[0]
-    assert len(here) == 2
+    row, column = group_place(members, query)
+    for j in range(len(members)):
+        other_row, other_column = group_place(members, j)
+        offset = torch.tensor([[row - other_row, column - other_column]]).to(logits)
+        logits[:, j] += attention.position_bias.layers(offset)[0]
     return logits.softmax(1)
 
 
