@@ -23,6 +23,7 @@ from xvit_mm.visualization import draw_tokens
 C, CT, L, H, W = 8, 16, 6, 3, 5
 TOKENIZING = dict(num_tokens=L, norm_cfg=None)
 SMALL = dict(depth=18, base_channels=8, token_channels=32, num_tokens=4)
+QUERY_GAIN = 0.1
 RESNET_50 = (256, 512, 1024, 2048)
 
 
@@ -222,14 +223,14 @@ def test_attention_starts_spread_out(norm_cfg):
     """Weights of a new module are at most a few times those of an average."""
     torch.manual_seed(0)
     x, tokens = torch.randn(4, 256, 14, 14), torch.randn(4, 1024, 16)
-    settings = dict(num_tokens=16, norm_cfg=norm_cfg, query_gain=vt_resnet.QUERY_GAIN)
+    settings = dict(num_tokens=16, norm_cfg=norm_cfg, query_gain=QUERY_GAIN)
     for spread, tokenizer in (25, FilterTokenizer), (2, RecurrentTokenizer):
         attention = tokenizer(256, 1024, **settings).attention(x, tokens)
         assert attention.max() * attention.shape[-1] < spread
     for scale_logits in True, False:
         filters = FilterTokenizer(256, 1024, scale_logits=scale_logits, **settings)
         assert 0.8 < filters.logits(x, None).std() < 1.2
-    transformer = TokenTransformer(1024, norm_cfg=norm_cfg, query_gain=vt_resnet.QUERY_GAIN)
+    transformer = TokenTransformer(1024, norm_cfg=norm_cfg, query_gain=QUERY_GAIN)
     related = transformer.related(tokens)
     torch.testing.assert_close(
         related, tokens.mean(2, keepdim=True).expand_as(related), rtol=0, atol=0.3)
@@ -240,8 +241,8 @@ def test_attention_starts_wide_in_the_backbone_and_narrow_in_the_neck():
     module = small(out_type='tokens').vt[1]
     layer = neck(num_layers=2, norm_cfg=dict(type='BN')).layers
     for gain, query in [
-        (vt_resnet.QUERY_GAIN, module.tokenizer.query),
-        (vt_resnet.QUERY_GAIN, module.transformer.query),
+        (QUERY_GAIN, module.tokenizer.query),
+        (QUERY_GAIN, module.transformer.query),
         (1, layer[0].transformer.query),
         (1, layer[0].projectors[0].query),
         (1, layer[1].tokenizers[0].query),
@@ -459,7 +460,7 @@ def test_without_a_package_that_has_a_resnet_the_error_says_what_to_install(monk
 @pytest.mark.parametrize('wrong, message', [
     (dict(depth=152), 'depth=152.*18, 34, 50, 101'),
     (dict(tokenizer='recurrent'), "tokenizer='recurrent'.*'filter', 'pooling', 'clustering'"),
-    (dict(interaction='graph'), "interaction='graph'"),
+    (dict(interaction='convolution'), "interaction='convolution'.*'graph'"),
     (dict(out_type='cls_token'), "out_type='cls_token'.*'featmap', 'tokens'"),
     (dict(out_type='tokens', out_indices=(0, 1)), 'out_indices must contain 3'),
     (dict(with_projector=False), 'with_projector=False gives tokens only'),

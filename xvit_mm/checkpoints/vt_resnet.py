@@ -29,7 +29,7 @@ def _stage(name: str) -> int | None:
 
 def _modules(names: Collection[str]) -> set[int]:
     """The numbers of the VT modules."""
-    return {int(name.split('.')[1]) for name in names if name.startswith('vt.')}
+    return {int(found[1]) for name in names if (found := re.match(r'vt\.(\d+)\.', name))}
 
 
 def _last_projector(names: Collection[str]) -> set[str]:
@@ -47,8 +47,8 @@ VT_RESNET_NAMES = OfficialNames(
     derived=(),
     settings=_settings,
     new=(r'vt\..+',),
-    # Released files of before 2018 do not count batches.
-    uncounted=(r'.+\.num_batches_tracked',),
+    # Released files of before 2018 do not count batches; ours did not always keep their settings.
+    uncounted=(r'.+\.num_batches_tracked', r'vt\._extra_state'),
     of_outputs=_last_projector,
     replaced=(r'layer4\..+', r'fc\..+'),
     stage=_stage,

@@ -7,28 +7,32 @@ with learned filters, the later ones with the tokens of the module before. A cla
 tokens; detectors and segmentors read the maps, the last of which the projectors write.
 
 There is no official code. The structure is the one that gives the published numbers of parameters
-and multiply-adds of Tables 2 to 7 (see `layers/visual_tokens.py`, with the meaning of the tags).
-What we decided beyond it:
+and multiply-adds of Tables 2 to 7. The tags [P] printed, [S] secondary, [N] pinned by the numbers
+and [I] inferred are those of `layers/visual_tokens.py`. Beyond what is written there:
 - The last module has no projector if only its tokens are used [N], and one for maps [I].
-- A norm after every layer of the VT modules, logits divided by sqrt(d), one head, residual branches
-  that do not start at zero [I]; all four are arguments. Queries start small [I].
+- A norm after every layer of the VT modules, logits of some attentions divided by sqrt(d), queries
+  that start small, one head, and residual branches that do not start at zero are [I], chosen by
+  the runs in docs/vt.md; each is an argument.
 - VT works at stride 16 [P]. Its map is max-pooled to stride 32, which detectors expect of a
   ResNet's last map [I]; `pool_last=False` gives it as it is.
+- The rates of drop path rise linearly over the blocks of ResNet and the VT modules [I].
 """
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
+from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from xvit_mm.checkpoints import VT_RESNET_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import TOKENIZERS, PointwiseTokens, Projector, TokenTransformer
+from ..layers import VTSettings, call
+from ..layers.recorded_settings import EXTRA_STATE
 from ..settings import check_choice, check_drop_path_rate, drop_path_rates
 from .base import Backbone
 
@@ -45,99 +49,20 @@ VARIANTS = {depth: dict(zip(_FIELDS, row)) for depth, row in {
 }.items()}
 # yapf: enable
 
-# Where a ResNet may come from; they agree in structure and in the names of their tensors.
+# Where the ResNet comes from, the first that is installed. They agree in structure, results and the
+# names of their tensors, but only mmpretrain's has drop path.
 PACKAGES = ('mmdet', 'mmpretrain', 'mmseg')
+WITH_DROP_PATH = ('mmpretrain',)
 NUM_CONV_STAGES = 3
-# Attention that is narrow from the start slows training from scratch (measured in docs/vt.md).
-QUERY_GAIN = 0.1
 
 
-class VTModule(nn.Module):
-    """Tokenizer, transformer, projector: a map and earlier tokens to a map and new tokens.
+class ConvStage(Sequential):
+    """The residual blocks of one layer of a ResNet, [B, C_in, H, W] to [B, C_out, H', W']."""
 
-    x [B, C_in, H, W], tokens [B, CT, L] or None to [B, C_out, H, W], [B, CT, L]. Without a
-    tokenizer the earlier tokens are used on; without a projector the map stays as it is.
-    """
-
-    def __init__(
-        self, tokenizer: nn.Module | None, transformer: nn.Module, projector: nn.Module | None
-    ) -> None:
-        super().__init__()
-        self.tokenizer, self.transformer, self.projector = tokenizer, transformer, projector
-
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.tokenizer is not None:
-            tokens = self.tokenizer(x, tokens)
-        tokens = self.transformer(tokens)
-        if self.projector is not None:
-            x = self.projector(x, tokens)
-        return x, tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class VTSettings:
-    """What the VT modules of a stage have in common; the fields are arguments of `VTResNet`."""
-
-    tokenizer: str
-    recurrent: bool | None
-    interaction: str
-    num_tokens: int
-    with_projector: bool
-    num_modules: int
-    token_channels: int
-    num_heads: int
-    value_conv: bool
-    scale_logits: bool
-    zero_init: bool
-    drop_path_rate: float
-    norm_cfg: Mapping[str, Any] | None
-
-    def __post_init__(self) -> None:
-        check_choice('tokenizer', self.tokenizer, ('filter', 'pooling', 'clustering'))
-        check_choice('interaction', self.interaction, ('transformer', 'none'))
-        if min(self.num_tokens, self.num_modules, self.num_heads) < 1:
-            raise ValueError(
-                f'num_tokens={self.num_tokens}, num_modules={self.num_modules}, num_heads='
-                f'{self.num_heads}: all must be at least 1')
-        check_drop_path_rate(self.drop_path_rate)
-
-    def build(self, in_channels: int, out_channels: int, *, map_output: bool) -> nn.ModuleList:
-        """The modules of a stage; the first projector widens the map.
-
-        Without `map_output` the last module has no projector: its map would not be used.
-        """
-        modules = nn.ModuleList()
-        for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.num_modules)):
-            projects = self.with_projector and (map_output or i < self.num_modules - 1)
-            modules.append(VTModule(
-                self._tokenizer(i, in_channels), self._transformer(rate),
-                self._projector(in_channels, out_channels, rate) if projects else None))
-            in_channels = out_channels
-        return modules
-
-    def _tokenizer(self, index: int, in_channels: int) -> nn.Module | None:
-        if index and not self.with_projector:
-            return None
-        # Pooling in every module is what the numbers of its row in Table 3 say.
-        recurrent = self.tokenizer != 'pooling' if self.recurrent is None else self.recurrent
-        return TOKENIZERS['recurrent' if index and recurrent else self.tokenizer](
-            in_channels, self.token_channels, num_tokens=self.num_tokens,
-            value_conv=self.value_conv, scale_logits=self.scale_logits, query_gain=QUERY_GAIN,
-            norm_cfg=self.norm_cfg)
-
-    def _transformer(self, drop_path: float) -> nn.Module:
-        common = dict(norm_cfg=self.norm_cfg, drop_path=drop_path)
-        if self.interaction == 'none':
-            return PointwiseTokens(self.token_channels, **common)
-        return TokenTransformer(
-            self.token_channels, num_heads=self.num_heads, scale_logits=self.scale_logits,
-            query_gain=QUERY_GAIN, zero_init=self.zero_init, **common)
-
-    def _projector(self, in_channels: int, out_channels: int, drop_path: float) -> nn.Module:
-        return Projector(
-            in_channels, out_channels, self.token_channels, num_heads=self.num_heads,
-            scale_logits=self.scale_logits, query_gain=QUERY_GAIN, zero_init=self.zero_init,
-            norm_cfg=self.norm_cfg, drop_path=drop_path)
+    def forward(self, x: Tensor, run: Any = call) -> Tensor:
+        for block in self:
+            x = run(block, x)
+        return x
 
 
 @MODELS.register_module()
@@ -155,31 +80,40 @@ class VTResNet(Backbone):
         tokenizer: `filter`, `pooling` or `clustering` (Table 3).
         recurrent: whether modules after the first take the recurrent tokenizer (Table 4). Default:
             yes, except with `pooling`, where the published numbers say no [N].
-        interaction: `transformer` or `none` (Table 5).
+        interaction: `transformer`, `graph` (a graph convolution) or `none` (Table 5).
         num_tokens: L, tokens per image (Table 6).
         with_projector: False tokenizes once and stacks transformers; tokens only (Table 7).
         num_modules: VT modules; default the variant's.
         token_channels: CT.
-        num_heads: of transformers and projectors.
+        num_heads: of the transformers and projectors.
         value_conv: False leaves the grouped projection out of the tokenizers, as in the formula.
-        scale_logits: divide logits by sqrt(d).
+        scale_filters: divide the logits of filters and of cluster centroids by sqrt(C). The start is
+            the same, as the filters then start sqrt(C) times as large; their learning is not
+            (docs/vt.md).
+        scale_recurrent, scale_transformer, scale_projector: divide the logits of the recurrent
+            tokenizers, the transformers and the projectors by sqrt(d), d the channels of a head.
+        scale_logits: shorthand that sets all four; False is the paper's formulas.
+        query_gain: size at which the queries of these three start; 1 is that of what they read.
+            Below it, attention starts as almost an average.
         token_norm: norms in the VT modules; False as in the formulas.
         zero_init_residual: residual branches that end in a norm start at zero, in both parts; in
-            short trainings from scratch they hardly leave it.
+            short runs from scratch they hardly leave it.
         pool_last: max-pool the last map to stride 32; else it has the stride 16 of VT.
         in_channels: channels of the image.
         base_channels: of layer 1 before its expansion; the widths of all maps follow.
         resnet: further arguments of the ResNet, such as `dict(deep_stem=True)`, or its `type`:
             `dict(type='mmpretrain.ResNet_CIFAR')` has strides 1, 2, 4, 8, for small images.
         norm_cfg: of both parts; default `dict(type='BN')`.
-        drop_path_rate: of the residual branches of the last VT module, falling linearly to 0 at
-            the first. The convolutional blocks have none, unless `resnet` says so.
+        drop_path_rate: of the last VT module; the rates of the blocks before it fall linearly to 0
+            at the first block of the ResNet. Above 0 it needs mmpretrain's ResNet.
 
-    The other arguments, and the errors, are those of `Backbone`.
+    The other arguments, and the errors, are those of `Backbone`. The settings that a state dict
+    does not show by itself, such as `scale_filters`, are saved with the weights.
 
     Raises:
         ImportError: there is no package to take the ResNet from.
         ValueError: a setting outside its range, or settings that exclude each other.
+        CheckpointError: weights that were made with other settings.
     """
 
     variants = VARIANTS
@@ -200,7 +134,12 @@ class VTResNet(Backbone):
         token_channels: int = 1024,
         num_heads: int = 1,
         value_conv: bool = True,
-        scale_logits: bool = True,
+        scale_filters: bool = True,
+        scale_recurrent: bool = True,
+        scale_transformer: bool = True,
+        scale_projector: bool = True,
+        scale_logits: bool | None = None,
+        query_gain: float = 0.1,
         token_norm: bool = True,
         zero_init_residual: bool = False,
         pool_last: bool = True,
@@ -219,29 +158,39 @@ class VTResNet(Backbone):
             num_stages=NUM_CONV_STAGES + 1, out_indices=out_indices, frozen_stages=frozen_stages,
             norm_eval=norm_eval, with_cp=with_cp, init_cfg=init_cfg, unknown=unknown)
         check_choice('depth', depth, tuple(VARIANTS))
+        check_drop_path_rate(drop_path_rate)
+        if num_modules is not None and num_modules < 1:
+            raise ValueError(f'num_modules={num_modules}: must be at least 1')
         norm_cfg = dict(norm_cfg or dict(type='BN'))
         self.depth, self.pool_last = depth, pool_last
+        num_blocks = sum(VARIANTS[depth]['depths'])
+        rates = drop_path_rates(
+            drop_path_rate, num_blocks + (num_modules or VARIANTS[depth]['num_modules']))
+        scales = dict(
+            scale_filters=scale_filters, scale_recurrent=scale_recurrent,
+            scale_transformer=scale_transformer, scale_projector=scale_projector)
+        if scale_logits is not None:
+            scales = dict.fromkeys(scales, scale_logits)
         self.settings = VTSettings(
-            tokenizer=tokenizer, recurrent=recurrent, interaction=interaction,
-            num_tokens=num_tokens, with_projector=with_projector,
-            num_modules=VARIANTS[depth]['num_modules'] if num_modules is None else num_modules,
-            token_channels=token_channels, num_heads=num_heads, value_conv=value_conv,
-            scale_logits=scale_logits, zero_init=zero_init_residual,
-            drop_path_rate=drop_path_rate, norm_cfg=norm_cfg if token_norm else None)
+            tokenizer=tokenizer, interaction=interaction, num_tokens=num_tokens,
+            # Pooling in every module is what the numbers of its row in Table 3 say.
+            recurrent=tokenizer != 'pooling' if recurrent is None else recurrent,
+            with_projector=with_projector, token_channels=token_channels, num_heads=num_heads,
+            value_conv=value_conv, **scales, query_gain=query_gain, zero_init=zero_init_residual,
+            drop_path_rates=rates[num_blocks:], norm_cfg=norm_cfg if token_norm else None)
         self.out_type = self._checked_out_type(out_type)
         self.resnet = _build_resnet(
-            resnet or {}, depth=depth, num_stages=min(self.num_stages, NUM_CONV_STAGES),
-            in_channels=in_channels, base_channels=base_channels, stem_channels=base_channels,
-            norm_cfg=norm_cfg, zero_init_residual=zero_init_residual)
+            resnet or {}, drop_path_rates=rates[:num_blocks], depth=depth,
+            num_stages=min(self.num_stages, NUM_CONV_STAGES), in_channels=in_channels,
+            base_channels=base_channels, stem_channels=base_channels, norm_cfg=norm_cfg,
+            zero_init_residual=zero_init_residual)
         self._build_vt(base_channels)
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = self._conv_maps(x)
         if self.vt:
-            x, tokens = maps[-1], None
-            for module in self.vt:
-                x, tokens = self._run(module, x, tokens)
+            x, tokens = self.vt(maps[-1], self._run)
             maps.append(tokens.transpose(1, 2) if self.out_type == 'tokens' else self._pooled(x))
         return tuple(maps[i].contiguous() for i in self.out_indices)
 
@@ -256,13 +205,14 @@ class VTResNet(Backbone):
         """
         if not self.vt:
             raise ValueError(f'out_indices={self.out_indices} builds no VT modules: add 3')
-        x, tokens, attentions = self._conv_maps(x)[-1], None, []
-        for module in self.vt:
-            if module.tokenizer is not None:
-                attention = module.tokenizer.attention(x, tokens)
-                attentions.append(attention.unflatten(2, x.shape[2:]))
-            x, tokens = module(x, tokens)
-        return attentions
+        return self.vt.token_attention(self._conv_maps(x)[-1])
+
+    def fit_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`Backbone.fit_weights`; refuses weights that were made with other settings."""
+        # Before any tensor is loaded; the stage itself would ask too late.
+        if self.vt and (record := state_dict.get(f'vt.{EXTRA_STATE}')) is not None:
+            self.vt.set_extra_state(record)
+        return state_dict
 
     def frozen_parts(self, frozen_stages: int) -> list[nn.Module]:
         """`Backbone.frozen_parts`."""
@@ -307,9 +257,7 @@ class VTResNet(Backbone):
         if hasattr(net, 'maxpool'):
             x = net.maxpool(x)
         for layer in self._layers():
-            for block in layer:
-                x = self._run(block, x)
-            maps.append(x)
+            maps.append(x := layer(x, self._run))
         return maps
 
     def _layers(self) -> list[nn.Module]:
@@ -332,8 +280,14 @@ class VTResNet(Backbone):
         return out_type
 
 
-def _build_resnet(overrides: Mapping[str, Any], *, num_stages: int, **settings: Any) -> nn.Module:
-    """The installed ResNet without its last stage."""
+def _build_resnet(
+    overrides: Mapping[str, Any],
+    *,
+    num_stages: int,
+    drop_path_rates: Sequence[float],
+    **settings: Any,
+) -> nn.Module:
+    """An installed ResNet without its last stage, whose layers are `ConvStage`."""
     settings |= dict(
         num_stages=num_stages, out_indices=tuple(range(num_stages)), strides=(1, 2, 2)[:num_stages],
         dilations=(1, 1, 1)[:num_stages], norm_eval=False)
@@ -341,16 +295,34 @@ def _build_resnet(overrides: Mapping[str, Any], *, num_stages: int, **settings: 
         raise ValueError(
             f'resnet={dict(overrides)}: {", ".join(fixed)} cannot be set there; these follow from '
             'the arguments of VTResNet')
-    kind = dict() if 'type' in overrides else dict(type=_resnet_type())
-    return MODELS.build(settings | kind | dict(overrides))
+    kind = overrides.get('type') or _installed_resnet(with_drop_path=any(drop_path_rates))
+    print_log(f'VTResNet takes its convolutional part from {kind}', logger='current')
+    resnet = MODELS.build(settings | dict(overrides) | dict(type=kind))
+    for name in resnet.res_layers:
+        setattr(resnet, name, ConvStage(*getattr(resnet, name)))
+    if any(drop_path_rates):
+        blocks = [block for name in resnet.res_layers for block in getattr(resnet, name)]
+        if not all(hasattr(block, 'drop_path') for block in blocks):
+            raise ValueError(
+                f'drop_path_rate={drop_path_rates[-1]:.3g} at the end of the ResNet: the blocks of '
+                f'{kind} have no drop path. Take a ResNet of {" or ".join(WITH_DROP_PATH)}, or '
+                'drop_path_rate=0')
+        for block, rate in zip(blocks, drop_path_rates):
+            block.drop_path = DropPath(rate)
+    return resnet
 
 
-def _resnet_type() -> str:
-    """The name of a ResNet; packages that are in use already come first."""
-    installed = [package for package in PACKAGES if find_spec(package)]
-    if not installed:
+def _installed_resnet(*, with_drop_path: bool) -> str:
+    """The name of the first ResNet that is installed, and has drop path if need be."""
+    packages = WITH_DROP_PATH if with_drop_path else PACKAGES
+    for package in packages:
+        if find_spec(package):
+            return f'{package}.ResNet'
+    if with_drop_path:
         raise ImportError(
-            f'VTResNet takes its convolutional part from the ResNet of {", ".join(PACKAGES)}, and '
-            'none of them is installed. Install the one that you work with, for instance '
-            '`pip install onedl-mmdetection`, or `mmdet` on the upstream stack')
-    return f'{next((p for p in installed if f"{p}.models" in sys.modules), installed[0])}.ResNet'
+            f'drop_path_rate above 0 needs the ResNet of {" or ".join(packages)}, which is not '
+            'installed: `pip install onedl-mmpretrain`, or `mmpretrain` on the upstream stack')
+    raise ImportError(
+        f'VTResNet takes its convolutional part from the ResNet of {", ".join(packages)}, and '
+        'none of them is installed. Install the one that you work with, for instance '
+        '`pip install onedl-mmdetection`, or `mmdet` on the upstream stack')

@@ -7,11 +7,13 @@ from .grouping import Grouping, group_tokens
 from .mlp import MLP
 from .patches import fold, unfold
 from .pointwise import PointwiseConv
+from .recorded_settings import RecordsSettings
 from .resample import resample_tokens
 from .visual_tokens import (
     TOKENIZERS,
     ClusteringTokenizer,
     FilterTokenizer,
+    GraphConvolution,
     PointwiseTokens,
     PoolingTokenizer,
     Projector,
@@ -19,11 +21,13 @@ from .visual_tokens import (
     Tokenizer,
     TokenTransformer,
 )
+from .vt_stage import VTModule, VTSettings, VTStage, call
 
 __all__ = [
-    'ATTN_MODES', 'ClusteringTokenizer', 'CrossAttention', 'CrossFeatureAttention',
-    'EvalCache', 'FUSIONS', 'FilterTokenizer', 'Grouping', 'MLP', 'NORM_EPS',
-    'PointwiseConv', 'PointwiseTokens', 'PoolingTokenizer', 'Projector', 'RecurrentTokenizer',
-    'SelfAttention', 'TOKENIZERS', 'TokenTransformer', 'Tokenizer', 'attend', 'fold',
-    'group_tokens', 'resample_tokens', 'unfold'
+    'ATTN_MODES', 'ClusteringTokenizer', 'CrossAttention', 'CrossFeatureAttention', 'EvalCache',
+    'FUSIONS', 'FilterTokenizer', 'GraphConvolution', 'Grouping', 'MLP', 'NORM_EPS',
+    'PointwiseConv', 'PointwiseTokens', 'PoolingTokenizer', 'Projector', 'RecordsSettings',
+    'RecurrentTokenizer', 'SelfAttention', 'TOKENIZERS', 'TokenTransformer', 'Tokenizer',
+    'VTModule', 'VTSettings', 'VTStage', 'attend', 'call', 'fold', 'group_tokens',
+    'resample_tokens', 'unfold'
 ]

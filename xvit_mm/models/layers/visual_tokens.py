@@ -1,17 +1,24 @@
 """Visual tokens (VT, arXiv 2006.03677 v4): tokenizers, token transformer, projector.
 
-A tokenizer summarises a map X [B, C, H, W] in L tokens, a transformer relates the tokens, and a
+A tokenizer summarises a map X [B, C, H, W] in L tokens T, a transformer relates the tokens, and a
 projector writes them back to the map. Softmax runs over the pixels in a tokenizer and over the
 tokens in the other two, so nothing depends on the size of the map. Maps and tokens keep their
 channels in front, [B, C, H, W] and [B, C, L]: a large map is never transposed.
 
-The paper prints the formulas but no code. Each reading below carries its source: [P] printed in
-the paper, [S] reported by secondary sources on the authors' code, [N] pinned by the published
-numbers of parameters and multiply-adds, [I] inferred. For the whole file: point-wise layers have
-no bias [N] and are followed by a norm if `norm_cfg` says so [I]; the coefficients of the filter
-tokenizer are the exception. Grouped layers on maps have 64 channels per group [N]. Logits are
-divided by sqrt(d) if `scale_logits` [S], else not [P]. Queries start at `query_gain` times the size
-of what they read [I]: where that is small, attention starts almost as an average.
+The paper prints formulas but no code. Each reading below carries its source:
+    [P] printed in the paper
+    [S] reported by secondary sources, above all the authors' code of an earlier version (d2go)
+    [N] pinned by the published numbers of parameters and multiply-adds
+    [I] inferred: our choice, without public evidence for this version of the paper
+
+They hold for the whole file:
+- Point-wise layers have no bias [N]. A norm follows each, if `norm_cfg` says so [I]; only the
+  coefficients of the filter tokenizer have none.
+- Grouped layers on maps have 64 channels per group [N].
+- `scale_logits` divides the logits of an attention by sqrt(d). The paper's formulas do not [P], the
+  earlier version did throughout [S]; that we do where the default is True is [I].
+- `query_gain`: queries start at this multiple of the size of what they read [I]. Where it is small,
+  attention starts almost as an average.
 """
 from math import isqrt, lcm
 from typing import Any
@@ -32,9 +39,9 @@ class Tokenizer(nn.Module):
     """Base of the tokenizers: a map [B, C, H, W] to tokens [B, CT, L].
 
     `T = A^T V`, with A the attention and V a grouped projection of the map [N]; without
-    `value_conv` V is the map itself [P]. The tokens are then projected from C to CT channels
-    unless the two are equal [N]. Tokenizers of all kinds are built alike and take the tokens of
-    the module before, if there are any.
+    `value_conv` V is the map itself, as in the formula [P]. The tokens are then projected from C
+    to CT channels unless the two are equal [N]. All kinds take the same arguments, and the tokens
+    of the module before if there is one.
     """
 
     def __init__(
@@ -72,12 +79,17 @@ class Tokenizer(nn.Module):
 
 
 class FilterTokenizer(Tokenizer):
-    """`A = softmax_HW(X W_A)` with one learned filter per token [P]."""
+    """`A = softmax_HW(X W_A)` with one learned filter per token (eq. 1) [P].
+
+    Filters start so that the logits are as large as the pixels [I], scaled or not. `scale_logits`
+    therefore changes how fast they learn, not where they start: filters that are sqrt(C) times as
+    large and then divided by sqrt(C) move their logits C times less by a step of SGD, and sqrt(C)
+    times less by one of Adam, whose steps do not depend on the size of the gradient.
+    """
 
     def __init__(self, in_channels: int, token_channels: int, **options: Any) -> None:
         super().__init__(in_channels, token_channels, **options)
         self.coefficients = nn.Conv2d(in_channels, self.num_tokens, 1, bias=False)
-        # So that the logits start as large as the pixels are.
         nn.init.normal_(self.coefficients.weight, std=in_channels**-0.5 / self.scale)
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
@@ -86,9 +98,9 @@ class FilterTokenizer(Tokenizer):
 
 
 class RecurrentTokenizer(Tokenizer):
-    """`A = softmax_HW((X W_K) W_R^T)`, `W_R = T W_{T->R}`: earlier tokens are the filters [P].
+    """`A = softmax_HW((X W_K) W_R^T)`, `W_R = T W_{T->R}`: earlier tokens are the filters (eq. 2).
 
-    The grouped projection W_K of the map is [N].
+    The formula is [P], the grouped projection W_K of the map [N].
     """
 
     def __init__(self, in_channels: int, token_channels: int, **options: Any) -> None:
@@ -126,8 +138,9 @@ class ClusteringTokenizer(Tokenizer):
     """`A = softmax_HW(X C^T)`: centroids C of the pixels are the filters (appendix C) [S].
 
     Pixels and seeds, the averages over a grid of windows, have unit length; a few steps of Lloyd's
-    k-means move the seeds. The centroids pass no gradient, and a cluster without pixels keeps its
-    centroid [I].
+    k-means move the seeds [S]. The centroids pass no gradient, and a cluster without pixels keeps
+    its centroid [I]. Unit vectors cannot make up for `scale_logits`: it leaves logits below the
+    cosine times the pixel's size / sqrt(C), and attention that is nearly an average.
     """
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
@@ -150,7 +163,7 @@ class ClusteringTokenizer(Tokenizer):
 class TokenTransformer(nn.Module):
     """`T' = T + softmax_L((T K)(T Q)^T) T`, `T_out = T' + relu(T' F1) F2` (eq. 3, 4) [P].
 
-    Tokens [B, CT, L] to the same. K and Q have CT / 2 channels, in two groups; there is no value
+    Tokens [B, CT, L] to the same. T K are the rows of the attention, which the paper calls keys. K and Q have CT / 2 channels, in two groups; there is no value
     projection [N]. With `num_heads` heads every head relates its share of the channels [S].
     """
 
@@ -204,11 +217,33 @@ class PointwiseTokens(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return tokens + self.drop_path(F.relu(self.fc(tokens)))
+        return tokens + self.drop_path(F.relu(self.fc(self.gather(tokens))))
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """What the layer reads: [B, CT, L] to the same."""
+        return tokens
+
+
+class GraphConvolution(PointwiseTokens):
+    """`T_out = T + relu((T + G T) F)`, a graph convolution over the tokens ("GraphConv", Table 5).
+
+    Tokens [B, CT, L] to the same. The numbers of its rows leave one product with an L x L matrix
+    beyond `PointwiseTokens` and no visible parameters [N], so the graph G [L, L] is learned rather
+    than computed from the tokens; the self-loop and the residual path are [I].
+    """
+
+    def __init__(
+        self, channels: int, *, num_tokens: int, norm_cfg: NormCfg, drop_path: float = 0.
+    ) -> None:
+        super().__init__(channels, norm_cfg=norm_cfg, drop_path=drop_path)
+        self.graph = nn.Parameter(torch.randn(num_tokens, num_tokens) * num_tokens**-0.5)
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        return tokens + tokens @ self.graph.T
 
 
 class Projector(nn.Module):
-    """`X_out = X + softmax_L((X W_Q)(T W_K)^T) (T W_V)` [P]; W_V is not in the formula [N].
+    """`X_out = X + softmax_L((X W_Q)(T W_K)^T) (T W_V)` (eq. 5) [P]; W_V is not in it but [N].
 
     Map [B, C_in, H, W] and tokens [B, CT, L] to a map [B, C_out, H, W]. W_Q is grouped, W_V is
     the identity where CT = C_out, and X is projected first where C_in differs from C_out [N].

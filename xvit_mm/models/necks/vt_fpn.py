@@ -7,12 +7,12 @@ tokens back to it [P]; that costs a sixth of the multiply-adds.
     map -> 1 x 1 lateral -> tokenizer -+               +-> projector -> map      one row per level
     map -> 1 x 1 lateral -> tokenizer -+- transformer -+-> projector -> map
 
-Our reading, with the tags of `layers/visual_tokens.py`: the laterals of FPN stay and its 3 x 3
-convolutions go, the tokenizers have no value projection, the queries of the projectors have 16
-groups [N]: that gives the published multiply-adds for images of 800 x 1216 and of 473 x 473. SyncBN
-[P] follows every layer but the coefficients [I], projectors start at zero [I], and with several
-layers the later ones have recurrent tokenizers [I]. Queries start at full size and the logits of
-the filters are not scaled: that learned faster than the wide start of VT-ResNet (docs/vt.md).
+The structure, with the tags of `layers/visual_tokens.py`: the laterals of FPN stay and its 3 x 3
+convolutions go, the tokenizers have no value projection, and the queries of the projectors have 16
+groups [N]. That gives the published multiply-adds for images of 800 x 1216 and of 473 x 473. SyncBN
+[P] follows every layer but the coefficients [I], projectors start at zero [S], and with several
+layers the later ones have recurrent tokenizers [S]. Queries start at full size and the logits of
+the filters are not scaled [I]: that learned faster than the start of VT-ResNet (docs/vt.md).
 """
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from xvit_mm.registry import MODELS
 
-from ..layers import (FilterTokenizer, PointwiseConv, Projector, RecurrentTokenizer,
-                      TokenTransformer)
+from ..layers import (FilterTokenizer, PointwiseConv, Projector, RecordsSettings,
+                      RecurrentTokenizer, TokenTransformer)
 
 EXTRA_SOURCES = ('on_input', 'on_lateral', 'on_output')
 QUERY_GROUPS = 16
@@ -50,7 +50,11 @@ class VTPyramidLayer(nn.Module):
         num_tokens: Sequence[int],
         first: bool,
         num_heads: int,
-        scale_logits: bool,
+        scale_filters: bool,
+        scale_recurrent: bool,
+        scale_transformer: bool,
+        scale_projector: bool,
+        query_gain: float,
         zero_init: bool,
         norm_cfg: Mapping[str, Any] | None,
     ) -> None:
@@ -59,13 +63,15 @@ class VTPyramidLayer(nn.Module):
         tokenizer = FilterTokenizer if first else RecurrentTokenizer
         self.tokenizers = nn.ModuleList(
             tokenizer(channels, token_channels, num_tokens=count, value_conv=False,
-                      scale_logits=scale_logits and not first, norm_cfg=norm_cfg)
+                      scale_logits=scale_filters if first else scale_recurrent,
+                      query_gain=query_gain, norm_cfg=norm_cfg)
             for count in num_tokens)
         common = dict(
-            num_heads=num_heads, scale_logits=scale_logits, zero_init=zero_init, norm_cfg=norm_cfg)
-        self.transformer = TokenTransformer(token_channels, **common)
+            num_heads=num_heads, query_gain=query_gain, zero_init=zero_init, norm_cfg=norm_cfg)
+        self.transformer = TokenTransformer(
+            token_channels, scale_logits=scale_transformer, **common)
         self.projectors = nn.ModuleList(
-            Projector(channels, channels, token_channels,
+            Projector(channels, channels, token_channels, scale_logits=scale_projector,
                       group_width=max(1, channels // QUERY_GROUPS), **common)
             for _ in num_tokens)
 
@@ -87,8 +93,8 @@ class VTPyramidLayer(nn.Module):
 
 
 @MODELS.register_module()
-class VTFPN(BaseModule):
-    """VT-FPN, to be used wherever mmdet and mmseg take an `FPN`.
+class VTFPN(RecordsSettings, BaseModule):
+    """VT-FPN, for any place where mmdet and mmseg take an `FPN`.
 
     Maps [B, in_channels[i], H_i, W_i] of any sizes, as a backbone gives them, to `num_outs` maps
     [B, out_channels, ...]: one for each level from `start_level` to `end_level`, of its size, and
@@ -106,13 +112,20 @@ class VTFPN(BaseModule):
             last input, lateral or output (RetinaNet); True is `on_input`.
         relu_before_extra_convs: ReLU between these convolutions.
         num_heads: of the transformer and the projectors.
-        scale_logits: divide logits by sqrt(d), but for those of the filters.
+        scale_filters: divide the logits of the filters by sqrt(C), see `VTResNet`.
+        scale_recurrent, scale_transformer, scale_projector: divide the logits of the recurrent
+            tokenizers, the transformer and the projectors by sqrt(d), d the channels of a head.
+        scale_logits: shorthand that sets these three; False is the paper's formulas.
+        query_gain: size at which the queries of these three start; 1 is that of what they read.
         zero_init_residual: residual branches that end in a norm start at zero.
         norm_cfg: the paper trains with `dict(type='SyncBN')`, which needs a GPU; None is no norm.
         init_cfg: as in mmengine; by default layers are initialised at construction.
 
+    The settings that a state dict does not show by itself are saved with the weights.
+
     Raises:
         ValueError: settings outside their range, or another number of maps than `in_channels`.
+        CheckpointError: weights that were made with other settings.
     """
 
     def __init__(
@@ -130,7 +143,12 @@ class VTFPN(BaseModule):
         add_extra_convs: bool | str = False,
         relu_before_extra_convs: bool = False,
         num_heads: int = 1,
-        scale_logits: bool = True,
+        scale_filters: bool = False,
+        scale_recurrent: bool = True,
+        scale_transformer: bool = True,
+        scale_projector: bool = True,
+        scale_logits: bool | None = None,
+        query_gain: float = 1.,
         zero_init_residual: bool = True,
         norm_cfg: Mapping[str, Any] | None = BATCH_NORM,
         init_cfg: dict | list[dict] | None = None,
@@ -138,6 +156,8 @@ class VTFPN(BaseModule):
         super().__init__(init_cfg)
         if num_layers < 1:
             raise ValueError(f'num_layers={num_layers}: must be at least 1')
+        if query_gain <= 0:
+            raise ValueError(f'query_gain={query_gain}: must be above 0')
         self.in_channels, self.out_channels = tuple(in_channels), out_channels
         self.levels = _checked_levels(len(in_channels), start_level, end_level, num_outs)
         self.num_outs = num_outs
@@ -146,11 +166,20 @@ class VTFPN(BaseModule):
         self.with_top_down = with_top_down
         norm_cfg = dict(norm_cfg) if norm_cfg else None
         used = [in_channels[i] for i in self.levels]
+        counts = _per_level(num_tokens, len(used))
+        if scale_logits is not None:
+            scale_recurrent = scale_transformer = scale_projector = scale_logits
+        scales = dict(
+            scale_filters=scale_filters, scale_recurrent=scale_recurrent,
+            scale_transformer=scale_transformer, scale_projector=scale_projector)
+        self.recorded = dict(
+            scales, num_tokens=counts, num_heads=num_heads, with_top_down=with_top_down,
+            add_extra_convs=self.add_extra_convs, relu_before_extra_convs=relu_before_extra_convs)
         self.lateral_convs = nn.ModuleList(_conv(c, out_channels, 1, norm_cfg) for c in used)
         self.layers = nn.ModuleList(
             VTPyramidLayer(
-                out_channels, token_channels, num_tokens=_per_level(num_tokens, len(used)),
-                first=i == 0, num_heads=num_heads, scale_logits=scale_logits,
+                out_channels, token_channels, num_tokens=counts, first=i == 0,
+                num_heads=num_heads, **scales, query_gain=query_gain,
                 zero_init=zero_init_residual, norm_cfg=norm_cfg)
             for i in range(num_layers))
         sources = [out_channels] * (num_outs - len(used) if self.add_extra_convs else 0)
