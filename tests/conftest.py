@@ -1,9 +1,13 @@
 """Settings of the test session."""
+import io
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 # The helpers beside the tests: golden.py, small_models.py.
@@ -18,3 +22,13 @@ torch.set_num_threads(1)
 def no_default_scope():
     """mmengine's default scope is global: a runner of one test must not choose for the next."""
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What is written to mmengine's log, which `caplog` does not see."""
+    logger, stream = MMLogger.get_current_instance(), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger.addHandler(handler)
+    yield stream
+    logger.removeHandler(handler)

@@ -15,6 +15,7 @@ from xvit_mm.apis.token_pictures import look, write_token_pictures
 from xvit_mm.checkpoints import CheckpointError
 from xvit_mm.models.necks import VTFPN
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.visualization import draw_tokens
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = dict(type='xvit_mm.VTResNet', depth=34, base_channels=8, token_channels=32, num_tokens=4)
@@ -195,3 +196,20 @@ def test_the_tool_writes_pictures_or_one_line_of_error(images, tmp_path):
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith('error: image')
     assert 'Trace' not in failed.stderr
+
+
+def test_tokens_are_drawn_in_rows_where_they_look():
+    image = np.full((32, 48, 3), 128, np.uint8)
+    attention = torch.zeros(6, 2, 3)
+    for i in range(6):
+        attention[i, i // 3, i % 3] = 1
+    picture = draw_tokens(image, attention, columns=4)
+    assert picture.shape == (2 * 32, 4 * 48, 3) and picture.dtype == np.uint8
+    red = picture[..., 0].astype(int) - picture[..., 2]
+    for i in range(6):
+        tile = red[i // 4 * 32:, i % 4 * 48:][:32, :48]
+        y, x = np.unravel_index(tile.argmax(), tile.shape)
+        assert (y // 16, x // 16) == (i // 3, i % 3)
+    assert not picture[32:, 2 * 48:].any()
+    with pytest.raises(ValueError, match=r'give \[L, h, w\]'):
+        draw_tokens(image, attention[None])

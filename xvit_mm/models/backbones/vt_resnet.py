@@ -87,8 +87,8 @@ class VTResNet(Backbone):
         token_channels: CT.
         num_heads: of the transformers and projectors.
         value_conv: False leaves the grouped projection out of the tokenizers, as in the formula.
-        scale_filters: divide the logits of filters and of cluster centroids by sqrt(C). The start is
-            the same, as the filters then start sqrt(C) times as large; their learning is not
+        scale_filters: divide the logits of filters and of cluster centroids by sqrt(C). Filters
+            then start sqrt(C) times as large, so the start is the same, but they learn more slowly
             (docs/vt.md).
         scale_recurrent, scale_transformer, scale_projector: divide the logits of the recurrent
             tokenizers, the transformers and the projectors by sqrt(d), d the channels of a head.

@@ -163,8 +163,9 @@ class ClusteringTokenizer(Tokenizer):
 class TokenTransformer(nn.Module):
     """`T' = T + softmax_L((T K)(T Q)^T) T`, `T_out = T' + relu(T' F1) F2` (eq. 3, 4) [P].
 
-    Tokens [B, CT, L] to the same. T K are the rows of the attention, which the paper calls keys. K and Q have CT / 2 channels, in two groups; there is no value
-    projection [N]. With `num_heads` heads every head relates its share of the channels [S].
+    Tokens [B, CT, L] to the same. The softmax runs over the columns, the queries T Q, as printed.
+    K and Q have CT / 2 channels, in two groups; there is no value projection [N]. With `num_heads`
+    heads every head relates its share of the channels [S].
     """
 
     def __init__(
