@@ -64,6 +64,21 @@ def test_results_do_not_depend_on_earlier_sizes_or_modes(name):
             same(backbone(images(*size)), fresh(images(*size)))
 
 
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_forward_hooks_fire_on_every_stage(name, with_cp):
+    backbone = build(name, with_cp=with_cp).train()
+    stages = {'CrossFormer': ['stages.0', 'stages.1', 'stages.2', 'stages.3'],
+              'CrossViT': ['encoders.0', 'encoders.1', 'encoders.2', 'pyramid'],
+              'VTResNet': ['resnet.layer1', 'resnet.layer2', 'resnet.layer3', 'vt'],
+              'XFormer': ['stem', 'stages.0', 'stages.1', 'stages.2', 'stages.3']}[name]
+    fired = []
+    for stage in stages:
+        backbone.get_submodule(stage).register_forward_hook(
+            lambda module, inputs, output, stage=stage: fired.append(stage))
+    backbone(images())
+    assert fired == stages
+
+
 def test_images_of_a_batch_do_not_influence_each_other(name):
     backbone = build(name).eval()
     batch = images(50, 70, batch=3)

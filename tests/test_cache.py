@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from versions import not_in_torch_2_1
 
-from xvit_mm.models.backbones.crossformer import AlternatingGroups
 from xvit_mm.models.layers import EvalCache
-from xvit_mm.models.layers.cache import is_compiling
+from xvit_mm.models.layers.cache import SizeCache, is_compiling
 
 
 class Derived(EvalCache):
@@ -82,12 +81,51 @@ def test_modules_on_a_device_without_autocast_remember_too():
     assert without_gradients(module) is without_gradients(module)
 
 
-def test_groups_are_remembered_without_a_look_at_weights():
-    groups = AlternatingGroups(3, 2).eval()
-    assert not list(groups.parameters()) and not groups.state_dict()
-    x = torch.zeros(2, 6, 7, 1)
-    with torch.no_grad():
-        assert groups(x) is groups(x)
+class Table:
+    """100 bytes."""
+
+    nbytes = 100
+
+    def __init__(self) -> None:
+        self.tensor = torch.ones(2, requires_grad=False)
+
+
+def test_values_by_size_are_bounded_by_their_bytes_and_the_oldest_go():
+    cache: SizeCache[Table] = SizeCache(250)
+    first = cache.get('a', Table)
+    cache.get('b', Table)
+    assert cache.get('a', Table) is first
+    cache.get('c', Table)
+    assert cache.nbytes == 200 and cache.get('a', Table) is first
+    second = cache.get('b', Table)
+    assert cache.get('b', Table) is second and cache.nbytes == 200
+
+
+def test_a_value_larger_than_the_cache_is_the_only_one():
+    cache: SizeCache[Table] = SizeCache(50)
+    assert cache.get('a', Table) is cache.get('a', Table)
+    cache.get('b', Table)
+    assert cache.nbytes == 100
+
+
+def test_values_made_in_inference_mode_serve_training():
+    cache: SizeCache[Table] = SizeCache(250)
+    with torch.inference_mode():
+        table = cache.get('a', Table)
+    weight = torch.ones(2, requires_grad=True)
+    (weight * table.tensor).sum().backward()
+    assert weight.grad.tolist() == [1, 1]
+
+
+def test_fake_tensors_are_not_kept():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    cache: SizeCache[Table] = SizeCache(250)
+    with FakeTensorMode():
+        cache.get('a', Table)
+    assert cache.nbytes == 0
+    real = cache.get('a', Table)
+    with FakeTensorMode():
+        assert cache.get('a', Table) is not real
 
 
 def test_compilation_is_asked_of_old_and_new_torch(monkeypatch):

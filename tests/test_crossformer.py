@@ -1,6 +1,7 @@
 """CrossFormer against literal loops, against the official code, and against its known defects."""
 import functools
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from torch import nn
 from versions import HALF, not_in_torch_2_1
 
 from xvit_mm.checkpoints import load_official
-from xvit_mm.models.backbones import CrossFormer
+from xvit_mm.models.backbones import CrossFormer, crossformer
 from xvit_mm.models.backbones.crossformer import (CrossScaleEmbedding, DynamicPositionBias,
-                                                  GroupedAttention)
+                                                  GroupedAttention, position_biases)
 from xvit_mm.models.heads import CrossFormerClsHead
-from xvit_mm.models.layers import group_tokens
+from xvit_mm.models.layers import group_tokens, grouping
 
 SMALL_ARCH = dict(embed_dims=32, depths=(2, 2), num_heads=(1, 2), group_size=(3, 3),
                   interval=(4, 2), drop_path_rate=0.)
@@ -33,6 +34,22 @@ class Classifier(nn.Module):
 
     def forward(self, x):
         return self.head(self.backbone(x))
+
+
+@pytest.fixture(params=['exact', 'padded border', 'symbolic'])
+def formulation(request, monkeypatch):
+    """The ways to attend within groups: a CPU's, a GPU's, and that of exported models."""
+    monkeypatch.setattr(grouping._groupings, '_entries', OrderedDict())
+    if request.param == 'padded border':
+        monkeypatch.setattr(grouping, 'calls_are_dear', lambda device: True)
+    elif request.param == 'symbolic':
+        monkeypatch.setattr(grouping, 'sizes_are_symbolic', lambda: True)
+
+
+def attended(module: GroupedAttention, x, group: int, interval: int) -> torch.Tensor:
+    groups = group_tokens(*x.shape[1:3], group, interval, x.device)
+    table = position_biases([module.position_bias], groups.offsets)[0]
+    return module(x, groups, table[groups.pairs.long()].T)
 
 
 # Oracles: the papers' words as loops over single tokens, in float64.
@@ -90,28 +107,65 @@ def literal_attention(module: GroupedAttention, x, group: int, interval: int) ->
 # groups which are nothing but padding in the official code (7 rows with G * I = 12), and tiny ones.
 @pytest.mark.parametrize('interval', [1, 2, 4])
 @pytest.mark.parametrize('size', [(6, 6), (5, 7), (13, 4), (7, 12), (3, 8), (2, 2), (1, 5)])
-def test_grouped_attention_equals_the_literal_loops(size, interval):
+def test_grouped_attention_equals_the_literal_loops(size, interval, formulation):
     torch.manual_seed(0)
     module = GroupedAttention(32, 2).double()
     nn.init.normal_(module.position_bias.layers[9].weight)
     x = torch.randn(2, *size, 32, dtype=torch.float64)
-    grouping = group_tokens(2, *size, 3, interval, x.device)
     with torch.no_grad():
         expected = literal_attention(module, x, 3, interval)
-    torch.testing.assert_close(module(x, grouping), expected, rtol=1e-9, atol=1e-10)
+        found = attended(module, x, 3, interval)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(attended(module, x, 3, interval), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_position_bias_equals_the_literal_formula_for_every_pair():
+@pytest.mark.parametrize('size', [(24, 24), (26, 31), (9, 40), (5, 7)])
+def test_ways_to_attend_have_the_same_gradients(size, monkeypatch):
     torch.manual_seed(0)
-    module = DynamicPositionBias(96, 3).double()
-    height, width = 3, 4
-    biases = module(((2, 2), (height, width)))
-    assert [b.shape for b in biases] == [(1, 3, 4, 4), (1, 3, 12, 12)]
-    for i in range(height * width):
-        for j in range(height * width):
-            expected = literal_position_bias(
-                module.layers, i // width - j // width, i % width - j % width)
-            torch.testing.assert_close(biases[1][0, :, i, j], expected)
+    module = GroupedAttention(32, 2).double()
+    x = torch.randn(2, *size, 32, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn_like(x)
+    gradients = []
+    for switch, value in ((None, None), ('calls_are_dear', lambda device: True),
+                          ('sizes_are_symbolic', lambda: True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(grouping._groupings, '_entries', OrderedDict())
+            if switch:
+                patch.setattr(grouping, switch, value)
+            out = attended(module, x, 3, 4)
+            gradients.append(torch.autograd.grad(out, [x, *module.parameters()], cotangent))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-9)
+
+
+def test_position_biases_equal_the_literal_formula_for_every_offset_of_every_block():
+    torch.manual_seed(0)
+    modules = [DynamicPositionBias(96, 3).double() for _ in range(2)]
+    for parameter in (p for module in modules for p in module.parameters()):
+        nn.init.normal_(parameter)
+    offsets = torch.cartesian_prod(torch.arange(-2, 3), torch.arange(-3, 4)).float()
+    table = position_biases(modules, offsets)
+    for module, rows in zip(modules, table, strict=True):
+        torch.testing.assert_close(module(offsets), rows)
+        for (dh, dw), biases in zip(offsets.tolist(), rows, strict=True):
+            torch.testing.assert_close(biases, literal_position_bias(module.layers, dh, dw))
+
+
+def test_pairs_lead_to_the_offset_between_their_tokens():
+    groups = group_tokens(9, 10, 4, 1, torch.device('cpu'))
+    assert [part.tokens for part in groups.parts] == [16, 8, 4, 2]
+    first = groups.offsets[groups.pairs[256:320].long()].view(8, 8, 2)  # 4 rows, 2 columns
+    for i in range(8):
+        for j in range(8):
+            assert first[i, j].tolist() == [i // 2 - j // 2, i % 2 - j % 2]
+
+
+def test_a_padded_border_takes_two_attention_calls(monkeypatch):
+    monkeypatch.setattr(grouping, 'calls_are_dear', lambda device: True)
+    monkeypatch.setattr(grouping._groupings, '_entries', OrderedDict())
+    counts = [len(group_tokens(*size, 7, interval, torch.device('cpu')).parts)
+              for size, interval in (((28, 28), 1), ((30, 31), 1), ((100, 150), 8), ((5, 90), 2))]
+    assert counts == [1, 2, 2, 1]
 
 
 @pytest.mark.parametrize('kernels, stride', [((4, 8, 16, 32), 4), ((2, 4), 2)])
@@ -143,7 +197,7 @@ def test_blocks_alternate_short_and_long_distance():
     for block in backbone.stages[0].blocks:
         block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     backbone(torch.randn(1, 3, 100, 100))
-    neighbours, distant = (grouping.order.view(-1)[:9].tolist() for grouping in seen)
+    neighbours, distant = (groups.order[:9].tolist() for groups in seen)
     assert neighbours == [0, 1, 2, 25, 26, 27, 50, 51, 52]
     assert distant == [0, 4, 8, 100, 104, 108, 200, 204, 208]
 
@@ -219,21 +273,15 @@ def test_defects_3_and_4_every_variant_builds_without_a_checkpoint(arch):
     assert built.stages[0].blocks[0].mlp.fc1.weight.std() < 0.03
 
 
-def test_defect_5_constants_are_derived_once_per_size_in_eval_mode(monkeypatch):
+def test_defect_5_constants_are_derived_once_in_eval_mode(monkeypatch):
     backbone = small().eval()
     calls = []
-    inner = DynamicPositionBias._biases
-    monkeypatch.setattr(DynamicPositionBias, '_biases',
-                        lambda self, shapes: calls.append(shapes) or inner(self, shapes))
+    monkeypatch.setattr(crossformer, 'position_biases', lambda modules, offsets: (
+        calls.append(len(modules)) or position_biases(modules, offsets)))
     with torch.no_grad():
-        for _ in range(3):
-            backbone(torch.randn(1, 3, 60, 60))
-    assert len(calls) == 4
-    groupings = backbone.stages[0].groupings
-    with torch.no_grad():
-        for size in range(20, 60, 3):
+        for size in (60, 60, 64, 97):
             backbone(torch.randn(1, 3, size, size))
-    assert len(groupings._entries) == groupings.max_entries
+    assert calls == [2, 2]  # the blocks of each stage, for all sizes
 
 
 def test_defect_6_odd_maps_go_through_every_stage():
@@ -254,12 +302,12 @@ def test_defect_7_a_released_file_loads_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, HALF])
-def test_groups_of_nothing_but_padding_leave_no_nan(dtype):
+def test_groups_of_nothing_but_padding_leave_no_nan(dtype, formulation):
     # 8 rows with G * I = 12: in the official code a third of the long-distance groups is padding.
     torch.manual_seed(0)
     module = GroupedAttention(32, 2).to(dtype)
     x = torch.randn(1, 13, 29, 32, dtype=dtype, requires_grad=True)
-    out = module(100 * x, group_tokens(1, 13, 29, 3, 4, x.device))
+    out = attended(module, 100 * x, 3, 4)
     out.float().square().mean().backward()
     assert out.isfinite().all() and x.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in module.parameters())

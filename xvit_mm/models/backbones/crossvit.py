@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from xvit_mm.checkpoints import CROSSVIT_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import FUSIONS, MLP, NORM_EPS, EvalCache, SelfAttention, resample_tokens
+from ..layers import (FUSIONS, MLP, NORM_EPS, EvalCache, Run, SelfAttention, call,
+                      resample_tokens)
 from ..necks.branch_pyramid import BranchPyramid
 from ..settings import (TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
                         drop_path_rates)
@@ -162,6 +163,16 @@ class MultiScaleEncoder(nn.Module):
             for width, depth in zip(embed_dims, depths))
         self.fusion = FUSIONS[fusion](embed_dims, num_heads, drop_path=drop_paths[-1])
 
+    def forward(
+        self, tokens: Sequence[Tensor], grids: Sequence[Grid], run: Run = call
+    ) -> list[Tensor]:
+        """Tokens [B, 1 + N, C] of both branches on their grids to the same."""
+        tokens = list(tokens)
+        for branch, blocks in enumerate(self.blocks):
+            for block in blocks:
+                tokens[branch] = run(block, tokens[branch])
+        return run(self.fusion, tokens, grids)
+
 
 @MODELS.register_module()
 class CrossViT(Backbone):
@@ -243,10 +254,7 @@ class CrossViT(Backbone):
         x = self._whole_patches(x, grids)
         tokens = [embed(x, grid) for embed, grid in zip(self.embeds, grids)]
         for encoder in self.encoders:
-            for branch, blocks in enumerate(encoder.blocks):
-                for block in blocks:
-                    tokens[branch] = self._run(block, tokens[branch])
-            tokens = self._run(encoder.fusion, tokens, grids)
+            tokens = encoder(tokens, grids, self._run)
         if self.pyramid is None:
             return tuple(x[:, 0] for x in tokens)
         return self.pyramid(tokens, grids, size)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from xvit_mm.checkpoints import VT_RESNET_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import VTSettings, call
+from ..layers import Stage, VTSettings
 from ..layers.recorded_settings import EXTRA_STATE
 from ..settings import check_choice, check_drop_path_rate, drop_path_rates
 from .base import Backbone
@@ -56,13 +56,11 @@ WITH_DROP_PATH = ('mmpretrain',)
 NUM_CONV_STAGES = 3
 
 
-class ConvStage(Sequential):
-    """The residual blocks of one layer of a ResNet, [B, C_in, H, W] to [B, C_out, H', W']."""
+class ConvStage(Sequential, Stage):
+    """The residual blocks of one layer of a ResNet, [B, C_in, H, W] to [B, C_out, H', W'].
 
-    def forward(self, x: Tensor, run: Any = call) -> Tensor:
-        for block in self:
-            x = run(block, x)
-        return x
+    mmengine's `Sequential` lets the blocks initialise themselves.
+    """
 
 
 @MODELS.register_module()

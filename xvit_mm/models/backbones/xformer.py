@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from xvit_mm.checkpoints import XFORMER_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import ATTN_MODES, MLP, CrossFeatureAttention, fold, unfold
+from ..layers import ATTN_MODES, MLP, CrossFeatureAttention, Stage, fold, unfold
 from ..settings import (TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
                         drop_path_rates)
 from .base import Backbone
@@ -205,7 +205,7 @@ class XFormer(Backbone):
             init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         stem, channels = settings['stem_channels'], settings['embed_dims'][:self.num_stages]
-        self.stem = nn.Sequential(
+        self.stem = Stage(
             conv(in_channels, stem[0], 3, stride=STEM_STRIDE), self._mv3(*stem, stride=1))
         self.stages = nn.ModuleList(
             self._stage(i, source) for i, source in enumerate([stem[1], *channels[:-1]]))
@@ -214,12 +214,10 @@ class XFormer(Backbone):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        for block in self.stem:
-            x = self._run(block, x)
+        x = self.stem(x, self._run)
         maps = []
         for i, stage in enumerate(self.stages):
-            for block in stage:
-                x = self._run(block, x)
+            x = stage(x, self._run)
             if i in self.out_indices:
                 maps.append(x.contiguous())
         return tuple(maps)
@@ -252,7 +250,7 @@ class XFormer(Backbone):
             in_channels, out_channels, stride=stride,
             expand_ratio=self.settings['expand_ratio'], kernel=self.settings['kernel_size'])
 
-    def _stage(self, stage: int, in_channels: int) -> nn.Sequential:
+    def _stage(self, stage: int, in_channels: int) -> Stage:
         settings, channels = self.settings, self.settings['embed_dims'][stage]
         depths = settings['xf_depths']
         blocks: list[nn.Module] = [self._mv3(in_channels, channels, stride=STAGE_STRIDE)]
@@ -269,7 +267,7 @@ class XFormer(Backbone):
                 num_heads=settings['num_heads'],
                 mode=settings['attn_mode'],
                 init_lambda=settings['init_lambda']))
-        return nn.Sequential(*blocks)
+        return Stage(*blocks)
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

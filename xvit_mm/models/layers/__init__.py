@@ -9,6 +9,7 @@ from .patches import fold, unfold
 from .pointwise import PointwiseConv
 from .recorded_settings import RecordsSettings
 from .resample import resample_tokens
+from .stage import Run, Stage, call
 from .visual_tokens import (
     TOKENIZERS,
     ClusteringTokenizer,
@@ -21,13 +22,13 @@ from .visual_tokens import (
     Tokenizer,
     TokenTransformer,
 )
-from .vt_stage import VTModule, VTSettings, VTStage, call
+from .vt_stage import VTModule, VTSettings, VTStage
 
 __all__ = [
     'ATTN_MODES', 'ClusteringTokenizer', 'CrossAttention', 'CrossFeatureAttention', 'EvalCache',
     'FUSIONS', 'FilterTokenizer', 'GraphConvolution', 'Grouping', 'MLP', 'NORM_EPS',
     'PointwiseConv', 'PointwiseTokens', 'PoolingTokenizer', 'Projector', 'RecordsSettings',
-    'RecurrentTokenizer', 'SelfAttention', 'TOKENIZERS', 'TokenTransformer', 'Tokenizer',
-    'VTModule', 'VTSettings', 'VTStage', 'attend', 'call', 'fold', 'group_tokens',
+    'RecurrentTokenizer', 'Run', 'SelfAttention', 'Stage', 'TOKENIZERS', 'TokenTransformer',
+    'Tokenizer', 'VTModule', 'VTSettings', 'VTStage', 'attend', 'call', 'fold', 'group_tokens',
     'resample_tokens', 'unfold'
 ]

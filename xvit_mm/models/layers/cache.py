@@ -1,12 +1,13 @@
-"""Shortcuts to what formulas give: bounded memory for what follows from the weights and the image
-size alone, and a way to do without."""
+"""Caches of constants that follow from the weights or from the image size, and a switch that makes
+models compute their formulas as written."""
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from threading import Lock
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar('T')
 _shortcuts = True
@@ -14,9 +15,9 @@ _shortcuts = True
 
 @contextmanager
 def without_shortcuts() -> Iterator[None]:
-    """Compute formulas as they are written, as papers count them.
+    """Compute formulas as they are written, which is how papers count their cost.
 
-    Not that of `CrossAttention`, which skips projections always, also while training.
+    `CrossAttention` is not affected: it skips projections always, also while training.
     """
     global _shortcuts
     before, _shortcuts = _shortcuts, False
@@ -27,18 +28,18 @@ def without_shortcuts() -> Iterator[None]:
 
 
 def shortcuts_allowed() -> bool:
-    """Whether a formula may be computed in another way that gives the same."""
+    """Whether a formula may be replaced by a cheaper one with the same result."""
     return _shortcuts
 
 
 class EvalCache(nn.Module):
     """Base of modules that derive constants, such as a position bias, from weights and sizes.
 
-    `cached` remembers the last few of them in eval mode without gradients, and forgets them when
-    they could be wrong: on `train()` or `eval()`, on a call in training mode or with gradients, on
-    a change of device or of dtype, and on loading. While tracing or compilation are on it computes.
+    `cached` keeps the last few of them in eval mode without gradients, and drops them when they
+    could be out of date: on `train()` or `eval()`, on a call in training mode or with gradients, on
+    a change of device or dtype, and on loading. Nothing is kept while tracing or compiling.
     A write into the weights between two calls in eval mode is noticed if it raises their versions,
-    as all do but those through `.data` and in fused optimizers; call `eval()` after such a one.
+    as all do except those through `.data` and in fused optimizers; call `eval()` after those.
     """
 
     max_entries = 8
@@ -47,15 +48,23 @@ class EvalCache(nn.Module):
         super().__init__()
         self._entries: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The value of `compute()` for `key`."""
-        if torch.jit.is_tracing() or is_compiling() or not _shortcuts:
+    def cached(
+        self,
+        key: Hashable,
+        compute: Callable[[], T],
+        weights: Iterable[nn.Parameter] | None = None,
+    ) -> T:
+        """The value of `compute()` for `key`.
+
+        `weights`: the parameters it depends on, by default all parameters of this module.
+        """
+        if sizes_are_symbolic() or not _shortcuts:
             return compute()
         if self.training or torch.is_grad_enabled():
-            # An optimizer may write next, and not every one raises the versions.
+            # An optimizer may write next, and not every optimizer raises the versions.
             self._entries.clear()
             return compute()
-        weights = list(self.parameters())
+        weights = list(self.parameters() if weights is None else weights)
         versions = tuple(p._version for p in weights if not p.is_inference())
         dtype = _autocast_dtype(weights[0].device.type) if weights else None
         key = key, versions, dtype
@@ -79,11 +88,68 @@ class EvalCache(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
+class Sized(Protocol):
+    """A value that knows how many bytes its tensors have."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+S = TypeVar('S', bound=Sized)
+
+
+class SizeCache(Generic[S]):
+    """Index tables and other values that follow from sizes alone, whatever the mode or the model.
+
+    Holds at most `max_bytes`; what was not used for longest goes first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[Hashable, S] = OrderedDict()
+        # Threads share it, for example those of DataParallel.
+        self._lock = Lock()
+
+    def get(self, key: Hashable, compute: Callable[[], S]) -> S:
+        """The value of `compute()` for `key`."""
+        if type(torch.empty(0)) is not Tensor:
+            # Under a mode that replaces tensors, such as FakeTensorMode.
+            return compute()
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        # Autograd cannot save tensors that were made in inference mode.
+        with torch.inference_mode(False):
+            value = compute()
+        with self._lock:
+            self._entries[key] = value
+            while self.nbytes > self.max_bytes and len(self._entries) > 1:
+                self._entries.popitem(last=False)
+        return value
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self._entries.values())
+
+
+def sizes_are_symbolic() -> bool:
+    """Whether the sizes of tensors may be symbols: while tracing, exporting or compiling."""
+    return torch.jit.is_tracing() or is_compiling()
+
+
 def is_compiling() -> bool:
-    """Whether torch.compile is at work."""
-    # Until torch 2.3 it was to be asked elsewhere.
+    """Whether torch.compile or torch.export is at work."""
+    # torch before 2.3 has it in another place.
     public = hasattr(torch.compiler, 'is_compiling')
     return torch.compiler.is_compiling() if public else torch._dynamo.is_compiling()
+
+
+def is_exporting() -> bool:
+    """Whether the graph must hold for every size: while tracing or in torch.export."""
+    # torch before 2.7 cannot tell torch.export from torch.compile.
+    exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
+    return torch.jit.is_tracing() or exporting()
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

@@ -5,9 +5,15 @@ crossed with a group of columns. With group size G and interval I an axis is cut
 G * I positions, and positions of a window that are equal modulo I form a group: I = 1 gives G
 neighbours (short distance), I > 1 gives G positions that lie I apart (long distance).
 
-The papers pad a map that G * I does not divide and mask the padding. A masked key has no weight
-and a padded query is thrown away, so the groups at the border simply hold fewer tokens: the same
-result without padding, masks, or the NaN that a group of nothing but padding can give.
+The papers pad a map that G * I does not divide and mask the padding. A masked key has no weight and
+the output of a padded query is dropped, so there are several ways to the same result:
+
+    groups of each shape on their own       up to 9 attention calls; no padding      CPU
+    whole groups, then padded border groups 2 attention calls; padded border         GPU
+    all groups padded, sizes symbolic       1 attention call; everything masked      export, compile
+
+A CPU pays for every padded query, a GPU for every call, and a compiled or exported graph must not
+depend on which shapes a size happens to give.
 """
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,63 +21,122 @@ from itertools import product
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .cache import SizeCache, is_exporting, sizes_are_symbolic
+
+# Added to the logits of padded keys: exp() of it is zero, and float16 can hold it.
+MASKED = -3e4
+# A map of 200 x 336 tokens has two groupings of 0.5 MB each, and smaller ones in later stages.
+CACHE_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Groups of one shape: `count` per image, of `tokens` tokens each.
+
+    mask: [count, 1, 1, tokens], zero for tokens and `MASKED` for padding; None without padding.
+    """
+
+    count: int
+    tokens: int
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """An order of a batch's tokens in which every group is contiguous, and its inverse.
+    """The groups of a map, as an order of its H * W tokens in which every group is contiguous.
 
-    order, inverse: [B * H * W] indices into the tokens, as [B, H, W] flattened.
-    shapes: (height, width) in tokens of the groups; groups of one shape stand together.
-    counts: how many groups of each shape an image has.
+    order: [T] the token at each place; T > H * W with padding, which repeats tokens of the border.
+    inverse: [H * W] the place of each token.
+    parts: the shapes of the groups; groups of one shape stand together.
+    offsets: [D, 2] rows and columns between any two tokens of a group, as floats.
+    pairs: [sum of tokens**2 over parts] which offset each pair of tokens has.
     """
 
     order: Tensor
     inverse: Tensor
-    shapes: tuple[tuple[int, int], ...]
-    counts: tuple[int, ...]
+    parts: tuple[Part, ...]
+    offsets: Tensor
+    pairs: Tensor
 
     def gather(self, tokens: Tensor) -> Tensor:
-        """[B * H * W, C] from map order to group order."""
-        return _permuted(tokens, self.order, self.inverse)
+        """[B, H * W, C] in map order to [B, T, C] in group order."""
+        # Padded tokens get no gradient: they have no weight as keys, and scatter drops the queries.
+        return _select(tokens, self.order, self.inverse)
 
     def scatter(self, tokens: Tensor) -> Tensor:
-        """[B * H * W, C] from group order back to map order."""
-        return _permuted(tokens, self.inverse, self.order)
+        """[B, T, C] in group order to [B, H * W, C] in map order."""
+        return _select(tokens, self.inverse, None if self.padded else self.order)
 
-    def split(self, tokens: Tensor) -> Iterator[Tensor]:
-        """[B * H * W, C] in group order to one [groups, tokens per group, C] for each shape."""
-        sizes = [n * h * w for n, (h, w) in zip(self.counts, self.shapes)]
-        batch = tokens.shape[0] // sum(sizes)
-        for chunk, (height, width) in zip(tokens.split([batch * n for n in sizes]), self.shapes):
-            yield chunk.unflatten(0, (-1, height * width))
+    def split(self, tokens: Tensor, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Group by group: [B, T, C] and biases [heads, len(self.pairs)] to, for each part,
+        [B * count, tokens, C] and [1 or B * count, heads, tokens, tokens]."""
+        batch = tokens.shape[0]
+        chunks = tokens.split([p.count * p.tokens for p in self.parts], dim=1)
+        biases = pairs.split([p.tokens**2 for p in self.parts], dim=1)
+        for part, chunk, bias in zip(self.parts, chunks, biases):
+            bias = bias.reshape(1, -1, part.tokens, part.tokens)
+            if part.mask is not None:
+                bias = bias + part.mask.to(bias.dtype).repeat(batch, 1, 1, 1)
+            yield chunk.reshape(batch * part.count, part.tokens, -1), bias
+
+    @property
+    def padded(self) -> bool:
+        return any(part.mask is not None for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        masks = [part.mask for part in self.parts if part.mask is not None]
+        tensors = [self.order, self.inverse, self.offsets, self.pairs, *masks]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def group_tokens(
-    batch: int, height: int, width: int, group_size: int, interval: int, device: torch.device
+    height: int, width: int, group_size: int, interval: int, device: torch.device
 ) -> Grouping:
-    """Group the tokens of `batch` maps of `height` x `width`; all arguments in tokens.
+    """Group the tokens of a map of `height` x `width`; all arguments in tokens.
 
     A map with a side of at most `group_size` is one group, whatever the interval. That is how the
     official dense models treat it.
     """
+    arguments = height, width, group_size, interval, device
+    if sizes_are_symbolic():
+        return _group_padded(*arguments)
+    return _groupings.get(arguments, lambda: _group_exactly(*arguments))
+
+
+_groupings: SizeCache[Grouping] = SizeCache(CACHE_BYTES)
+
+
+def _group_exactly(
+    height: int, width: int, group_size: int, interval: int, device: torch.device
+) -> Grouping:
+    sides = group_size, group_size
     if min(height, width) <= group_size:
-        rows, columns = _axis_groups(height, height, 1), _axis_groups(width, width, 1)
-    else:
-        rows = _axis_groups(height, group_size, interval)
-        columns = _axis_groups(width, group_size, interval)
-    pairs = list(product(rows, columns))
-    image = [(r[:, None, :, None] * width + c[None, :, None, :]).flatten() for r, c in pairs]
-    # One copy, of one image: the others are the same, further on.
-    parts = torch.cat(image).to(device).split([len(part) for part in image])
-    starts = torch.arange(batch, device=device)[:, None] * (height * width)
-    order = torch.cat([(starts + part).flatten() for part in parts])
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(order.shape[0], device=device)
+        sides, interval = (height, width), 1
+    rows = _axis_groups(height, sides[0], interval)
+    columns = _axis_groups(width, sides[1], interval)
+    # One index tensor [groups, height, width] for each shape, whole groups first.
+    shapes = [(r[:, None, :, None] * width + c[None, :, None, :]).flatten(0, 1)
+              for r, c in product(rows, columns)]
+    if calls_are_dear(device):
+        shapes = [*shapes[:1], *_padded_to_one_shape(shapes[1:])]
+    order = torch.cat([index.flatten() for index in shapes])
+    places = (order >= 0).nonzero().flatten()
+    inverse = torch.empty(height * width, dtype=torch.int64)
+    inverse[order[places]] = places
+    parts = tuple(Part(len(index), index[0].numel(), _mask(index, device)) for index in shapes)
+    pairs = torch.cat([_pair_offsets(index.shape[1], index.shape[2], sides) for index in shapes])
     return Grouping(
-        order, inverse, shapes=tuple((r.shape[1], c.shape[1]) for r, c in pairs),
-        counts=tuple(r.shape[0] * c.shape[0] for r, c in pairs))
+        order.clamp(min=0).int().to(device), inverse.int().to(device), parts,
+        _offsets(*sides, device), pairs.int().to(device))
+
+
+def calls_are_dear(device: torch.device) -> bool:
+    """Whether an attention call costs more than the padding that saves it."""
+    return device.type not in ('cpu', 'meta')
 
 
 def _axis_groups(size: int, group_size: int, interval: int) -> list[Tensor]:
@@ -82,8 +147,7 @@ def _axis_groups(size: int, group_size: int, interval: int) -> list[Tensor]:
     """
     window = group_size * interval
     rest_start = size // window * window
-    # `divmod` stops torch.compile where sizes are symbols.
-    shorter, num_longer = (size - rest_start) // interval, (size - rest_start) % interval
+    shorter, num_longer = divmod(size - rest_start, interval)
     whole = torch.arange(0, rest_start, window)[:, None] + torch.arange(interval)
     rest = rest_start + torch.arange(interval)
     kinds = [
@@ -98,23 +162,116 @@ def _axis_groups(size: int, group_size: int, interval: int) -> list[Tensor]:
     ]
 
 
-def _permuted(tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    # A traced model cannot hold functions with a gradient of their own.
-    if torch.jit.is_tracing():
-        return tokens.index_select(0, order)
-    return _Permute.apply(tokens, order, inverse)
+def _padded_to_one_shape(shapes: list[Tensor]) -> list[Tensor]:
+    """Index tensors [groups, height, width] to at most one of the largest height and width, with
+    -1 for padding."""
+    if not shapes:
+        return []
+    height, width = (max(index.shape[axis] for index in shapes) for axis in (1, 2))
+    return [torch.cat([
+        F.pad(index, (0, width - index.shape[2], 0, height - index.shape[1]), value=-1)
+        for index in shapes])]
 
 
-class _Permute(torch.autograd.Function):
-    """Reorder rows. The gradient is the inverse permutation: a gather, where torch's own backward
-    of indexing is a scatter-add."""
+def _mask(index: Tensor, device: torch.device) -> Tensor | None:
+    """The `Part.mask` of groups [groups, height, width] that hold -1 for padding."""
+    if index.min() >= 0:
+        return None
+    return torch.where(index.flatten(1) < 0, MASKED, 0.)[:, None, None].to(device)
+
+
+def _offsets(height: int, width: int, device: torch.device) -> Tensor:
+    """All offsets (rows, columns) within a group of `height` x `width`, row by row."""
+    number = torch.arange((2 * height - 1) * (2 * width - 1), device=device)
+    rows, columns = number // (2 * width - 1) - (height - 1), number % (2 * width - 1) - (width - 1)
+    return torch.stack([rows, columns], dim=1).float()
+
+
+def _pair_offsets(
+    height: int, width: int, sides: tuple[int, int], device: torch.device | None = None
+) -> Tensor:
+    """For each pair of tokens of a group of `height` x `width`, which of the `_offsets(*sides)`
+    leads from the second to the first."""
+    position = torch.arange(height * width, device=device)
+    rows, columns = position // width, position % width
+    rows = rows[:, None] - rows + (sides[0] - 1)
+    columns = columns[:, None] - columns + (sides[1] - 1)
+    return (rows * (2 * sides[1] - 1) + columns).flatten()
+
+
+def _group_padded(
+    height: int, width: int, group_size: int, interval: int, device: torch.device
+) -> Grouping:
+    """The same groups, all of them padded to G x G, by formulas that hold for symbolic sizes."""
+    small = _smaller(height, width) <= group_size
+    side = _either(small, _larger(height, width), group_size)
+    interval = _either(small, 1, interval)
+    row_groups, row_places = _padded_axis(height, side, interval, device)
+    column_groups, column_places = _padded_axis(width, side, interval, device)
+    rows, columns = row_groups[:, None, :, None], column_groups[None, :, None, :]
+    order = rows.clamp(max=height - 1) * width + columns.clamp(max=width - 1)
+    real = (rows < height) & (columns < width)
+    count, tokens = row_groups.shape[0] * column_groups.shape[0], side * side
+    mask = torch.where(real, 0., MASKED).reshape(count, 1, 1, tokens)
+    # A token's place: first by its group, then by its position within the group.
+    (row_group, row), (column_group, column) = row_places, column_places
+    group = row_group[:, None] * column_groups.shape[0] + column_group
+    inverse = group * tokens + row[:, None] * side + column
+    return Grouping(
+        order.flatten(), inverse.flatten(), (Part(count, tokens, mask),),
+        _offsets(side, side, device), _pair_offsets(side, side, (side, side), device))
+
+
+def _padded_axis(
+    size: int, group_size: int, interval: int, device: torch.device
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Groups of one axis [groups, group_size], with positions of `size` and more for padding; and
+    for each position of the axis its group and where it stands there."""
+    window = group_size * interval
+    group = torch.arange((size + window - 1) // window * interval, device=device)[:, None]
+    member = torch.arange(group_size, device=device)
+    groups = group // interval * window + group % interval + member * interval
+    position = torch.arange(size, device=device)
+    places = position // window * interval + position % interval, position % window // interval
+    return groups, places
+
+
+# Python would decide these for one size, where an exported model must for any. Sizes are tensors
+# while tracing and symbols in torch.export.
+
+
+def _smaller(a: int, b: int) -> Any:
+    return torch.minimum(a, b) if isinstance(a, Tensor) else torch.sym_min(a, b)
+
+
+def _larger(a: int, b: int) -> Any:
+    return torch.maximum(a, b) if isinstance(a, Tensor) else torch.sym_max(a, b)
+
+
+def _either(condition: Any, a: Any, b: Any) -> Any:
+    if isinstance(condition, Tensor):
+        a, b = (torch.as_tensor(value, device=condition.device) for value in (a, b))
+        return torch.where(condition, a, b)
+    if isinstance(condition, torch.SymBool) and is_exporting():
+        return torch.sym_ite(condition, a, b)
+    return a if condition else b
+
+
+def _select(tokens: Tensor, index: Tensor, inverse: Tensor | None) -> Tensor:
+    """tokens[:, index]; `inverse`: the index that gathers its gradient."""
+    if inverse is None or sizes_are_symbolic():
+        return tokens.index_select(1, index)
+    return _Select.apply(tokens, index, inverse)
+
+
+class _Select(torch.autograd.Function):
+    """Select tokens. The gradient is selected as well, where torch's own is a scatter-add."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return tokens.index_select(0, order)
+    def forward(ctx: Any, tokens: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return tokens.index_select(1, index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        order, inverse = ctx.saved_tensors
-        return _Permute.apply(grad, inverse, order), None, None
+        return grad.index_select(1, ctx.inverse), None, None

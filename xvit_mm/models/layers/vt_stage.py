@@ -4,7 +4,7 @@
             |                   ^                |                   ^
             +-> tokenizer -> transformer ------> tokenizer -> transformer ---> tokens
 """
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,18 +12,13 @@ from torch import Tensor, nn
 
 from ..settings import check_choice
 from .recorded_settings import RecordsSettings
+from .stage import Run, call
 from .visual_tokens import (TOKENIZERS, GraphConvolution, PointwiseTokens, Projector,
                             TokenTransformer)
 
-Run = Callable[..., Any]
 # The settings that no tensor's name or shape tells.
 RECORDED = ('tokenizer', 'recurrent', 'interaction', 'num_tokens', 'num_heads', 'scale_filters',
             'scale_recurrent', 'scale_transformer', 'scale_projector')
-
-
-def call(block: nn.Module, *inputs: Any) -> Any:
-    """Run a block; the stages take other ways to run one, such as activation checkpointing."""
-    return block(*inputs)
 
 
 class VTModule(nn.Module):
