@@ -1,5 +1,5 @@
-# CrossViT-18-dagger-384 on ImageNet-1K: CrossViT-18-dagger fine-tuned at 384 x 384. Expected:
-# 83.9 top-1 (paper).
+# CrossViT-18-dagger-384 on ImageNet-1K: CrossViT-18-dagger fine-tuned at 408 x 408, which are 384 for
+# the large patches. Expected: 83.9 top-1 (paper).
 #   python tools/train.py crossvit_18_dagger_384_imagenet.py --pretrained crossvit_18_dagger_224.pth
 _base_ = './crossvit_15_dagger_384_imagenet.py'
 

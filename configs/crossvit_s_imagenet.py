@@ -1,7 +1,7 @@
 # CrossViT-small on ImageNet-1K. Expected: 81.0 top-1 (paper).
 #   python tools/train.py configs/crossvit_s_imagenet.py
 _base_ = [
-    '_base_/models/classifier_mixup.py', '_base_/datasets/imagenet_deit.py',
+    '_base_/models/classifier_mixup.py', '_base_/datasets/imagenet_240.py',
     '_base_/schedules/imagenet_crossvit_300e.py', '_base_/classification_runtime.py'
 ]
 model = dict(

@@ -241,7 +241,7 @@ def test_recorded_logits_and_parameters_are_met(path: Path):
     record = golden_record(path)
     arch = record['model'].removeprefix('crossvit_').replace('_240', '').replace('408', '384')
     with torch.device('meta'):
-        model = classifier(arch, image_branch='small').eval()
+        model = classifier(arch).eval()
     assert sum(p.numel() for p in model.parameters()) == record['params']
     report = load_official(model.to_empty(device='cpu'), official(arch))
     assert set(report.loaded) == set(model.state_dict()) and not report.unexpected
@@ -255,7 +255,7 @@ def test_timm_has_the_same_logits_and_gradients(arch):
     timm = pytest.importorskip('timm')
     theirs = timm.create_model(f'crossvit_{arch}_240', num_classes=7, drop_path_rate=0.1)
     theirs = randomise(theirs.double()).eval()
-    ours = classifier(arch, 7, image_branch='small').double().eval()
+    ours = classifier(arch, 7).double().eval()
     load_official(ours, theirs.state_dict())
     image, weights = images(240, 240, 2, torch.float64), torch.randn(2, 7, dtype=torch.float64)
     results = [theirs(image), logits(ours, image)]
@@ -289,7 +289,8 @@ def test_timm_has_the_same_drop_path_rates():
     ('18_dagger_384', 32.4)])
 def test_multiply_adds_are_the_published_less_the_skipped_projections(arch, published, monkeypatch):
     with torch.device('meta'):
-        model, image = classifier(arch).eval(), torch.empty(1, 3, *[VARIANTS[arch]['img_size']] * 2)
+        side = 408 if '384' in arch else 240
+        model, image = classifier(arch).eval(), torch.empty(1, 3, side, side)
     counts = []
     for forward in (CrossAttention.forward, plain_cross_attention):
         monkeypatch.setattr(CrossAttention, 'forward', forward)
@@ -316,6 +317,94 @@ def test_multiply_adds_are_the_published_less_the_skipped_projections(arch, publ
 ])
 def test_branch_grids_follow_the_image(size, branch, small, large):
     assert branch_grids(size, branch) == (small, large)
+
+
+@pytest.mark.parametrize('size, branch, patch_sizes, small, large', [
+    ((224, 224), 'large', (8, 16), (28, 28), (14, 14)),
+    ((224, 100), 'small', (8, 16), (28, 13), (14, 7)),
+    ((64, 64), 'large', (16, 32), (4, 4), (2, 2)),
+    ((48, 1), 'small', (16, 16), (3, 1), (3, 1)),
+])
+def test_grids_of_other_patch_sizes_are_of_one_scale(size, branch, patch_sizes, small, large):
+    assert branch_grids(size, branch, patch_sizes) == (small, large)
+
+
+@pytest.mark.parametrize('arch, given, taken', [
+    ('tiny', dict(out_type='cls_token'), 'small'),
+    ('tiny', dict(out_type='cls_token', image_branch='large'), 'large'),
+    ('tiny', dict(), 'large'),
+])
+def test_the_image_goes_to_the_branch_of_the_published_protocol(arch, given, taken):
+    """Class tokens: S sees the image as it is, as the released weights were trained. Maps: L."""
+    with torch.device('meta'):
+        backbone = CrossViT(arch, **given)
+    assert backbone.image_branch == taken
+    seen = {}
+    for name, embed in zip(('small', 'large'), backbone.embeds):
+        embed.proj.register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.update({name: inputs[0].shape[-1]}))
+    side = dict(small=240, large=224)
+    backbone(torch.empty(1, 3, side[taken], side[taken], device='meta'))
+    assert seen == side
+
+
+@pytest.mark.parametrize('patch_sizes', [(8, 16), (16, 32), (4, 8)])
+@pytest.mark.parametrize('out_type', ['featmap', 'cls_token'])
+def test_strides_and_maps_follow_the_patch_sizes(patch_sizes, out_type):
+    torch.manual_seed(0)
+    backbone = CrossViT(TINY | dict(patch_sizes=patch_sizes), out_type=out_type).eval()
+    assert [e.proj.kernel_size[0] for e in backbone.embeds] == list(patch_sizes)
+    outputs = backbone(images(70, 50))
+    if out_type == 'cls_token':
+        assert [x.shape for x in outputs] == [(1, 8), (1, 16)]
+        return
+    strides = tuple(patch_sizes[1] * factor // 4 for factor in (1, 2, 4, 8))
+    assert backbone.out_strides == strides
+    assert [tuple(x.shape[2:]) for x in outputs] == [
+        (math.ceil(70 / stride), math.ceil(50 / stride)) for stride in strides]
+
+
+def test_patches_of_other_sizes_are_those_of_the_image():
+    """Where both patch sizes divide the image, nothing is resized."""
+    torch.manual_seed(0)
+    backbone = CrossViT(TINY | dict(patch_sizes=(8, 16)), out_type='cls_token').eval()
+    image = images(32, 48)
+    for embed, grid, patch in zip(backbone.embeds, ((4, 6), (2, 3)), (8, 16)):
+        tokens = embed(image, grid) - embed._positions(grid)
+        for row, column in ((0, 0), (1, 2)):
+            part = image[..., row * patch:(row + 1) * patch, column * patch:(column + 1) * patch]
+            expected = (embed.proj.weight * part).sum((1, 2, 3)) + embed.proj.bias
+            torch.testing.assert_close(tokens[0, 1 + row * grid[1] + column], expected)
+
+
+@pytest.mark.parametrize('fusion', FUSIONS)
+def test_repeated_fusion_is_fusion_of_what_the_first_gave(fusion):
+    torch.manual_seed(0)
+    arch = TINY | dict(cross_attn_depth=3, num_encoders=1)
+    repeated = randomise(CrossViT(arch, fusion=fusion, out_type='cls_token').double()).eval()
+    encoder = repeated.encoders[0]
+    assert len(encoder.more_fusions) == 2
+    seen = []
+    for module in (encoder.fusion, *encoder.more_fusions):
+        module.register_forward_hook(lambda module, inputs, output: seen.append(
+            (inputs[0], output)))
+    with torch.no_grad():
+        outputs = repeated(images(48, 64, dtype=torch.float64))
+        for (_, given), (taken, _) in zip(seen, seen[1:]):
+            assert all(a.equal(b) for a, b in zip(given, taken))
+        for x, tokens in zip(outputs, seen[-1][1]):
+            assert x.equal(tokens[:, 0])
+    names = {name for name, _ in CrossViT(TINY, fusion=fusion).named_parameters()}
+    assert not any('more_fusions' in name for name in names)
+
+
+def test_weights_of_other_patches_and_fusions_are_refused_by_name():
+    for setting, text in ((dict(patch_sizes=(8, 16)), r'patch_sizes=\(8, 16\)'),
+                          (dict(cross_attn_depth=2), 'cross_attn_depth=2')):
+        source = CrossViT(TINY | setting).state_dict()
+        with pytest.raises(CheckpointError, match=text):
+            load_official(CrossViT(TINY), source)
+        assert not load_official(CrossViT(TINY | setting), source).missing
 
 
 @pytest.mark.parametrize('fusion', FUSIONS)
@@ -495,7 +584,7 @@ def test_interpolating_positions_at_load_and_at_run_time_is_the_same():
     assert report.fitted == [f'backbone.embeds.{i}.pos_embed' for i in (0, 1)]
     assert 'fitted to another image size: backbone.embeds.0.pos_embed' in str(report)
     assert [e.pos_embed.shape[1] for e in resized.backbone.embeds] == [1 + 34**2, 1 + 24**2]
-    image = images(384, 384)
+    image = images(408, 408)
     with torch.no_grad():
         torch.testing.assert_close(logits(stored, image), logits(resized, image))
 
@@ -584,6 +673,13 @@ def test_layer_depths_count_blocks_of_the_deeper_branch():
     (dict(out_type='tokens'), "out_type='tokens': choose from 'featmap', 'cls_token'"),
     (dict(image_branch='S'), "image_branch='S': choose from 'small', 'large'"),
     (dict(image_branch='small'), "goes with out_type='cls_token'"),
+    (dict(arch=TINY | dict(patch_sizes=(16, 12))), r'patch_sizes=\(16, 12\): .*small patches first'),
+    (dict(arch=TINY | dict(patch_sizes=(4, 16))), r'patch_sizes=\(4, 16\): .* at most twice'),
+    (dict(arch=TINY | dict(patch_sizes=(8., 16))), r'patch_sizes=\(8.0, 16\): give whole numbers'),
+    (dict(arch=TINY | dict(patch_sizes=16)), 'patch_sizes=16: give two'),
+    (dict(arch=TINY | dict(patch_sizes=(9, 18))), r'patch_sizes=\(9, 18\): .*4 must divide'),
+    (dict(arch=TINY | dict(patch_sizes=(8, 16), multi_conv=True)), 'set multi_conv=False'),
+    (dict(arch=TINY | dict(cross_attn_depth=0)), 'cross_attn_depth=0: give one whole number'),
     (dict(img_size=0), 'img_size=0'),
     (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),
     (dict(out_type='cls_token', frozen_stages=4), 'frozen_stages=4.* 3'),

@@ -11,6 +11,8 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope, init_default_scope
 from toy_data import accept_toy_cifar10, make_toy_data
 
+from xvit_mm.apis import build_model
+from xvit_mm.checkpoints import load_official
 from xvit_mm.utils.config import load_config
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs'
@@ -124,3 +126,92 @@ def test_a_saved_cifar10_config_gets_what_it_got(
     assert images[0].equal(images[1].flip(0)) and not images[0].equal(images[1])
     with pytest.raises(ValueError, match="channel_order='gbr': choose from 'rgb', 'bgr'"):
         DATASETS.build({**now, 'channel_order': 'gbr'})
+
+
+# CrossViT: what timm's evaluation makes of an image.
+
+CROSSVIT = [path for path in CONFIGS if path.stem.startswith('crossvit_')
+            and path.stem.endswith('_imagenet') and path.parent == FOLDER]
+TIMM_NAMES = {'t': 'tiny', 's': 'small', 'b': 'base'}
+
+
+def timm_name(path: Path) -> str:
+    size = path.stem.removeprefix('crossvit_').removesuffix('_imagenet')
+    size = TIMM_NAMES.get(size, size)
+    return f'crossvit_{size[:-3]}408' if size.endswith('384') else f'crossvit_{size}_240'
+
+
+def generated_photo(folder: Path, height: int, width: int) -> Path:
+    """A picture with edges and with noise, in a format that every decoder reads alike."""
+    from xvit_mm.datasets.shapes import draw_scene
+    image = draw_scene(np.random.default_rng(3), num_objects=8).image
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = np.random.default_rng(4).normal(scale=12, size=image.shape)
+    path = folder / 'photo.png'
+    cv2.imwrite(str(path), np.clip(image + noise, 0, 255).astype(np.uint8))
+    return path
+
+
+def pixels_of_config_and_timm(path: Path, photo: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """[1, 3, H, W] as the model gets it, from the config's test pipeline and from timm's."""
+    from mmpretrain.registry import MODELS
+    from PIL import Image
+    from timm.data import create_transform, resolve_data_config
+    from timm.models import get_pretrained_cfg
+    cfg = load_config(path)
+    init_default_scope('mmpretrain')
+    sample = Compose([TRANSFORMS.build(step) for step in cfg.test_dataloader.dataset.pipeline])(
+        dict(img_path=str(photo), gt_label=0))
+    preprocessor = MODELS.build(dict(type='ClsDataPreprocessor', **cfg.data_preprocessor))
+    batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+    settings = resolve_data_config(pretrained_cfg=get_pretrained_cfg(timm_name(path)).to_dict())
+    with Image.open(photo) as image:
+        theirs = create_transform(**settings)(image.convert('RGB'))[None]
+    return preprocessor(batch)['inputs'], theirs
+
+
+def mean_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """In units of pixels of 0 to 255."""
+    deviation = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+    return float(((ours - theirs) * deviation).abs().mean())
+
+
+@pytest.mark.parametrize('path', CROSSVIT, ids=lambda path: path.stem)
+@pytest.mark.parametrize('size', [(333, 500), (640, 427), (200, 150)])
+def test_crossvit_is_tested_on_the_pixels_of_timms_evaluation(
+    path: Path, size: tuple[int, int], tmp_path: Path
+) -> None:
+    pytest.importorskip('timm')
+    ours, theirs = pixels_of_config_and_timm(path, generated_photo(tmp_path, *size))
+    side = 408 if '384' in path.stem else 240
+    assert ours.shape == theirs.shape == (1, 3, side, side)
+    assert mean_difference(ours, theirs) < 0.5
+
+
+def test_eleven_crossvits_are_tested() -> None:
+    assert len(CROSSVIT) == 11
+
+
+@pytest.mark.parametrize('name', [
+    'crossvit_t_imagenet', 'crossvit_9_dagger_imagenet', 'crossvit_15_dagger_384_imagenet'])
+def test_crossvit_with_its_pipeline_has_the_logits_of_timm_with_its_own(
+    name: str, tmp_path: Path
+) -> None:
+    timm = pytest.importorskip('timm')
+    photo = generated_photo(tmp_path, 375, 500)
+    assert logit_deviation(timm, FOLDER / f'{name}.py', photo) < 0.01
+
+
+def logit_deviation(timm: Any, path: Path, photo: Path) -> float:
+    """Of config, data pipeline and random weights from timm's model, transform and same weights."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(timm_name(path)).eval()
+    for parameter in theirs.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel()**-0.5)
+    model = build_model(load_config(path)).eval()
+    load_official(model, theirs.state_dict())
+    our_pixels, their_pixels = pixels_of_config_and_timm(path, photo)
+    with torch.no_grad():
+        ours, expected = model(our_pixels), theirs(their_pixels)
+    return float((ours - expected).norm() / expected.norm())

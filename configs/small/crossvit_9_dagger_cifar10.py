@@ -6,7 +6,9 @@ _base_ = [
     '../_base_/schedules/cifar10_100e.py', '../_base_/classification_runtime.py'
 ]
 model = dict(
-    backbone=dict(type='xvit_mm.CrossViT', arch='9_dagger', out_type='cls_token'),
+    # Images of 224 as they are for the large patches.
+    backbone=dict(
+        type='xvit_mm.CrossViT', arch='9_dagger', out_type='cls_token', image_branch='large'),
     head=dict(
         type='xvit_mm.CrossViTClsHead',
         num_classes=10,

@@ -21,13 +21,18 @@ def _settings(state_dict: StateDict) -> dict[str, Any]:
     encoders = {parts[1] for parts in names}
     blocks = {(int(p[3]), p[4]) for p in names if p[1] == '0' and p[2] == 'blocks'}
     side = isqrt(state_dict['embeds.1.pos_embed'].shape[1] - 1)
+    multi_conv = 'embeds.0.proj.0.weight' in state_dict
+    patch_sizes = (12, 16) if multi_conv else tuple(
+        state_dict[f'embeds.{i}.proj.weight'].shape[-1] for i in range(2))
     settings = dict(
         embed_dims=dims,
         depths=tuple(sum(branch == i for branch, _ in blocks) for i in range(2)),
         mlp_ratio=len(state_dict['encoders.0.blocks.1.0.mlp.fc1.weight']) / dims[1],
-        multi_conv='embeds.0.proj.0.weight' in state_dict,
-        img_size=16 * side,
-        num_encoders=len(encoders))
+        multi_conv=multi_conv,
+        img_size=patch_sizes[1] * side,
+        num_encoders=len(encoders),
+        patch_sizes=patch_sizes,
+        cross_attn_depth=1 + len({p[3] for p in names if p[1] == '0' and p[2] == 'more_fusions'}))
     parts = {p[3] for p in names if p[2] == 'fusion'}
     fusion = next((scheme for part, scheme in _SCHEMES.items() if part in parts), 'unknown')
     return settings if fusion == 'cross' else settings | dict(fusion=fusion)

@@ -5,10 +5,13 @@ Two vision transformers look at the same image, one (S) through small patches of
 S and M blocks of L the branches exchange information, by default through their class tokens alone:
 each attends to the patches of the other branch. Three such multi-scale encoders stand in a row.
 
-    image -> S: 15/14 of its size, patches of 12, N blocks -+           -+
-          -> L: as it is,          patches of 16, M blocks -+- fusion    +- three times
+    image -> S: 240 x 240, patches of 12, N blocks -+           -+
+          -> L: 224 x 224, patches of 16, M blocks -+- fusion    +- three times
 
-Outputs and weights agree with the official code (github.com/IBM/CrossViT, Apache-2.0) and timm.
+Outputs and weights agree with the official code (github.com/IBM/CrossViT, Apache-2.0) and timm. The
+released weights and the published results belong to images of 240 (408 for the two largest), which
+S sees as they are and L reduced to 224 (384). Maps for dense prediction have the strides of the
+large patches, so there L sees the image as it is and S sees it enlarged.
 Deviations, none of which changes a published result:
 - Any image size: the image is padded with zeros on the right and bottom to whole large patches,
   the grids follow it (S has 10 tokens where L has 7, as in 20 x 20 and 14 x 14), and the position
@@ -37,10 +40,11 @@ from ..settings import (TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
 from .base import Backbone
 
 # Paper Table 1. Pairs are (S, L); depths are the blocks of one encoder. A dagger is a patch
-# embedding of three convolutions. img_size is what L sees; for S it is 240 or 408.
+# embedding of three convolutions. img_size is what L sees of the published 240 (or 408) pixels.
 _FIELDS = ('embed_dims', 'depths', 'num_heads', 'mlp_ratio', 'multi_conv', 'img_size')
 # yapf: disable
-VARIANTS = {name: dict(zip(_FIELDS, row), num_encoders=3) for name, row in {
+_SHARED = dict(num_encoders=3, patch_sizes=(12, 16), cross_attn_depth=1)
+VARIANTS = {name: dict(zip(_FIELDS, row), **_SHARED) for name, row in {
     #                   C          depths  heads  MLP  dagger  size
     'tiny':          ((96, 192),  (1, 4), 3,     4,   False,  224),
     'small':         ((192, 384), (1, 4), 6,     4,   False,  224),
@@ -57,9 +61,10 @@ VARIANTS = {name: dict(zip(_FIELDS, row), num_encoders=3) for name, row in {
 # yapf: enable
 
 BRANCHES = ('small', 'large')
-PATCH_SIZES = (12, 16)
-# Tokens along a side at 224: their ratio holds for every size.
-GRID_SIDES = (20, 14)
+# Of the dagger's three convolutions: stride and padding of the second, stride of the third.
+MULTI_CONV_STRIDES = {12: (3, 0, 1), 16: (2, 1, 2)}
+# Published: S sees 15/14 of the pixels of L, so that both divide their image.
+PUBLISHED_GRIDS = {(12, 16): (20, 14)}
 OUT_TYPES = ('featmap', 'cls_token')
 Grid = tuple[int, int]
 
@@ -71,8 +76,7 @@ def patch_embedding(
     if not multi_conv:
         return nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size)
     quarter, half = embed_dims // 4, embed_dims // 2
-    # Strides 4, 3, 1 make a patch of 12, strides 4, 2, 2 one of 16.
-    (stride, padding), last_stride = ((3, 0), 1) if patch_size == 12 else ((2, 1), 2)
+    stride, padding, last_stride = MULTI_CONV_STRIDES[patch_size]
     return nn.Sequential(
         nn.Conv2d(in_channels, quarter, 7, stride=4, padding=3),
         nn.ReLU(inplace=True),
@@ -142,7 +146,8 @@ class MultiScaleEncoder(nn.Module):
     """The blocks of both branches, S first, and the fusion that follows them (paper section 3.2).
 
     `drop_paths` has a rate for each block of the deeper branch. The other one takes the first
-    rates, and the fusion the last.
+    rates, and the fusion the last. With a `cross_attn_depth` above 1, more fusions follow, each
+    with weights of its own and each on the tokens that the one before it gives.
     """
 
     def __init__(
@@ -154,6 +159,7 @@ class MultiScaleEncoder(nn.Module):
         mlp_ratio: float,
         drop_paths: Sequence[float],
         fusion: str,
+        cross_attn_depth: int,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -161,7 +167,11 @@ class MultiScaleEncoder(nn.Module):
                 TransformerBlock(width, num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path)
                 for drop_path in drop_paths[:depth])
             for width, depth in zip(embed_dims, depths))
-        self.fusion = FUSIONS[fusion](embed_dims, num_heads, drop_path=drop_paths[-1])
+        # The first apart from the others: its names are those of published weights.
+        self.fusion, *others = (
+            FUSIONS[fusion](embed_dims, num_heads, drop_path=drop_paths[-1])
+            for _ in range(cross_attn_depth))
+        self.more_fusions = nn.ModuleList(others)
 
     def forward(
         self, tokens: Sequence[Tensor], grids: Sequence[Grid], run: Run = call
@@ -171,7 +181,9 @@ class MultiScaleEncoder(nn.Module):
         for branch, blocks in enumerate(self.blocks):
             for block in blocks:
                 tokens[branch] = run(block, tokens[branch])
-        return run(self.fusion, tokens, grids)
+        for fusion in (self.fusion, *self.more_fusions):
+            tokens = run(fusion, tokens, grids)
+        return tokens
 
 
 @MODELS.register_module()
@@ -180,18 +192,23 @@ class CrossViT(Backbone):
 
     Images [B, 3, H, W] of any size to maps [B, C_i, H / stride, W / stride] (rounded up) of strides
     4, 8, 16, 32, or to the class tokens of both branches, [B, C_S] and [B, C_L], before their norm.
+    Other large patches than 16 scale the strides: a quarter, half, once and twice their size.
 
     Args:
         arch: `tiny`, `small`, `base`, `9`, `15`, `18`, `9_dagger`, `15_dagger`, `18_dagger`,
             `15_dagger_384`, `18_dagger_384`, or a dict with embed_dims, depths, num_heads and, as
-            far as wanted, mlp_ratio, multi_conv, img_size, num_encoders.
+            far as wanted, mlp_ratio, multi_conv, img_size, num_encoders, patch_sizes (pixels, S and
+            L; default 12 and 16) and cross_attn_depth (fusions in a row in each encoder; default
+            1). With other patch sizes both branches see the image at the same scale.
         out_indices: which of the four maps to return; unused for class tokens.
         out_type: `featmap` or `cls_token`.
         fusion: `cross`, `all`, `class_token` or `pairwise` (paper section 3.3).
         img_size: pixels along a side of the square image whose positions are stored; overrides
             the arch's. Images may have any size, and weights of another one are interpolated.
-        image_branch: which branch sees the image as it is. `large`: the official way; S sees 240
-            for 224. `small`: timm's way, for class tokens only; L sees 224 for 240.
+        image_branch: which branch sees the image as it is. `small`, the default for class tokens
+            and only for them: L sees 224 for 240, as in the training of the released weights.
+            `large`, the default for maps: S sees 240 for 224, as the official module does when it
+            is given 224.
         drop_path_rate: of the last block, falling linearly to 0 at the first.
         in_channels: channels of the image.
 
@@ -211,7 +228,7 @@ class CrossViT(Backbone):
         out_type: str = 'featmap',
         fusion: str = 'cross',
         img_size: int | None = None,
-        image_branch: str = 'large',
+        image_branch: str | None = None,
         drop_path_rate: float = 0.1,
         in_channels: int = 3,
         frozen_stages: int = -1,
@@ -222,35 +239,39 @@ class CrossViT(Backbone):
     ) -> None:
         settings = VARIANTS['small'] | self.variant(arch, _FIELDS[:3])
         settings |= {} if img_size is None else dict(img_size=img_size)
-        _check_settings(settings, drop_path_rate)
+        if image_branch is None:
+            image_branch = 'small' if out_type == 'cls_token' else 'large'
         _check_choices(out_type, fusion, image_branch)
+        _check_settings(settings, drop_path_rate, is_dense=out_type == 'featmap')
         super().__init__(
             num_stages=settings['num_encoders'] + (out_type == 'featmap'), num_maps=4,
             out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
             with_cp=with_cp, init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         self.image_branch = image_branch
-        widths = settings['embed_dims']
-        sides = branch_grids((settings['img_size'],) * 2, 'large')
+        widths, self.patch_sizes = settings['embed_dims'], tuple(settings['patch_sizes'])
+        sides = branch_grids((settings['img_size'],) * 2, 'large', self.patch_sizes)
         self.embeds = nn.ModuleList(
             BranchEmbedding(in_channels, width, patch_size=patch_size, grid_side=side,
                             multi_conv=settings['multi_conv'])
-            for width, patch_size, (side, _) in zip(widths, PATCH_SIZES, sides))
+            for width, patch_size, (side, _) in zip(widths, self.patch_sizes, sides))
         self.encoders = nn.ModuleList(
             MultiScaleEncoder(widths, settings['depths'], num_heads=settings['num_heads'],
-                              mlp_ratio=settings['mlp_ratio'], drop_paths=rates, fusion=fusion)
+                              mlp_ratio=settings['mlp_ratio'], drop_paths=rates, fusion=fusion,
+                              cross_attn_depth=settings['cross_attn_depth'])
             for rates in self._drop_paths(drop_path_rate))
         self.pyramid = None
         self.out_channels, self.out_strides = tuple(widths), ()
         if out_type == 'featmap':
-            self.pyramid = BranchPyramid(widths, self.out_indices)
+            self.pyramid = BranchPyramid(
+                widths, self.out_indices, coarse_stride=self.patch_sizes[1])
             self.out_channels = self.pyramid.out_channels
             self.out_strides = self.pyramid.out_strides
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         size = tuple(x.shape[2:])
-        grids = branch_grids(size, self.image_branch)
+        grids = branch_grids(size, self.image_branch, self.patch_sizes)
         x = self._whole_patches(x, grids)
         tokens = [embed(x, grid) for embed, grid in zip(self.embeds, grids)]
         for encoder in self.encoders:
@@ -291,7 +312,7 @@ class CrossViT(Backbone):
 
     def _whole_patches(self, image: Tensor, grids: tuple[Grid, Grid]) -> Tensor:
         branch = BRANCHES.index(self.image_branch)
-        bottom, right = (n * PATCH_SIZES[branch] - side
+        bottom, right = (n * self.patch_sizes[branch] - side
                          for n, side in zip(grids[branch], image.shape[2:]))
         # A traced model pads always: at another size it may have to.
         padded = torch.jit.is_tracing() or bottom or right
@@ -303,17 +324,21 @@ class CrossViT(Backbone):
         return [rates[depth * k:depth * (k + 1)] for k in range(encoders)]
 
 
-def branch_grids(size: tuple[int, int], image_branch: str) -> tuple[Grid, Grid]:
-    """Grids (height, width) of S and L for an image of `size`: (20, 20) and (14, 14) for 224.
+def branch_grids(
+    size: tuple[int, int], image_branch: str, patch_sizes: tuple[int, int] = (12, 16)
+) -> tuple[Grid, Grid]:
+    """Grids (height, width) of S and L: (20, 20) and (14, 14) for 240 with `small`, 224 with `large`.
 
     The branch that sees the image as it is has as many patches as cover it, the other one as many
-    as come closest to the published ratio.
+    as come closest to the published ratio or, for other patch sizes, to the same scale.
     """
     branch = BRANCHES.index(image_branch)
-    own, other = GRID_SIDES[branch], GRID_SIDES[1 - branch]
-    # Whole numbers that are not negative, so that the grids follow the size in a traced model and
-    # in one exported to ONNX; at least 1, as own < 2 * other.
-    covering = tuple((n + PATCH_SIZES[branch] - 1) // PATCH_SIZES[branch] for n in size)
+    # Patches along a side, S and L.
+    sides = PUBLISHED_GRIDS.get(patch_sizes, patch_sizes[::-1])
+    own, other = sides[branch], sides[1 - branch]
+    # Whole numbers that are not negative, so that the grids follow the size in a traced model and in
+    # one exported to ONNX; at least 1, as own <= 2 * other.
+    covering = tuple((n + patch_sizes[branch] - 1) // patch_sizes[branch] for n in size)
     rounded = tuple((2 * n * other + own) // (2 * own) for n in covering)
     return (covering, rounded) if branch == 0 else (rounded, covering)
 
@@ -338,14 +363,16 @@ def _check_choices(out_type: str, fusion: str, image_branch: str) -> None:
             'those of the large patches, which need the image as it is')
 
 
-def _check_settings(settings: Mapping[str, Any], drop_path_rate: float) -> None:
-    for name in ('embed_dims', 'depths'):
+def _check_settings(
+    settings: Mapping[str, Any], drop_path_rate: float, *, is_dense: bool
+) -> None:
+    for name in ('embed_dims', 'depths', 'patch_sizes'):
         values = settings[name]
         if not isinstance(values, Sequence) or len(values) != 2 or min(values) < 1:
             raise ValueError(
                 f'{name}={values!r}: give two whole numbers of at least 1, for the branch of '
                 'small patches and that of large ones')
-    for name in ('num_heads', 'num_encoders', 'img_size'):
+    for name in ('num_heads', 'num_encoders', 'img_size', 'cross_attn_depth'):
         if not isinstance(settings[name], int) or settings[name] < 1:
             raise ValueError(f'{name}={settings[name]!r}: give one whole number of at least 1')
     divisors = (settings['num_heads'], 4 if settings['multi_conv'] else 1)
@@ -353,4 +380,21 @@ def _check_settings(settings: Mapping[str, Any], drop_path_rate: float) -> None:
         raise ValueError(
             f'embed_dims={settings["embed_dims"]}: num_heads={settings["num_heads"]} must divide '
             'both widths, and so must 4 with multi_conv')
+    _check_patch_sizes(settings, is_dense=is_dense)
     check_drop_path_rate(drop_path_rate)
+
+
+def _check_patch_sizes(settings: Mapping[str, Any], *, is_dense: bool) -> None:
+    small, large = given = tuple(settings['patch_sizes'])
+    if not all(isinstance(size, int) for size in given) or not small <= large <= 2 * small:
+        raise ValueError(
+            f'patch_sizes={given}: give whole numbers, the small patches first and the large ones '
+            'at most twice their size')
+    if settings['multi_conv'] and given != (12, 16):
+        raise ValueError(
+            f'patch_sizes={given}: multi_conv has convolutions for patches of 12 and 16 alone; set '
+            'multi_conv=False')
+    if is_dense and large % 4:
+        raise ValueError(
+            f'patch_sizes={given}: the maps have strides of a quarter to twice the large patches, '
+            'so 4 must divide them')
