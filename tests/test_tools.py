@@ -151,7 +151,9 @@ def test_kill_loses_no_finished_epoch_and_prints_no_traceback(data, tmp_path):
     ('train', ['retinanet_crossformer_demo.py', '--data-root', '{data}', '--amp'],
      '--amp needs a GPU'),
     ('train', ['retinanet_crossformer_demo.py', '--data-root', '{data}', '--launcher', 'pytorch'],
-     '--launcher pytorch: mmengine gives every process a GPU'),
+     '--launcher pytorch: this process was not started by torchrun'),
+    ('train', ['retinanet_crossformer_demo.py', '--data-root', '{data}', '--launcher', 'slurm'],
+     '--launcher slurm: mmengine gives every process a GPU'),
 ])
 def test_mistakes_get_one_clear_message(tool, arguments, message, data, tmp_path):
     arguments = [a.replace('{data}', str(data)) for a in arguments]

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, is_distributed
 
 from xvit_mm.checkpoints import CheckpointError
 from xvit_mm.datasets.own_data import use_own_data
@@ -104,19 +105,28 @@ def config_of(arguments: argparse.Namespace) -> Config:
     """The config that the common arguments describe.
 
     Raises:
-        ConfigError: as `load_config`, or several processes are asked for without a device.
+        ConfigError: as `load_config`, or the processes were not started as `--launcher` says.
     """
-    if arguments.launcher != 'none' and get_device() == 'cpu':
-        raise ConfigError(
-            f'--launcher {arguments.launcher}: mmengine gives every process a GPU of its own, and '
-            'torch sees none here; leave it out')
+    _check_launcher(arguments.launcher)
     cfg = load_config(arguments.config, arguments.cfg_options, data_root=arguments.data_root)
     cfg.launcher = arguments.launcher
     if arguments.work_dir or not cfg.get('work_dir'):
         cfg.work_dir = arguments.work_dir or f'work_dirs/{Path(arguments.config).stem}'
-    if cfg.launcher == 'none':
+    if cfg.launcher == 'none' or get_device() == 'cpu':
         revert_sync_bn(cfg)
     return cfg
+
+
+def _check_launcher(launcher: str) -> None:
+    if launcher in ('slurm', 'mpi') and get_device() == 'cpu':
+        raise ConfigError(
+            f'--launcher {launcher}: mmengine gives every process a GPU of its own, and torch sees '
+            'none here. On CPUs take torchrun and --launcher pytorch')
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ConfigError(
+            '--launcher pytorch: this process was not started by torchrun. Start all of them with '
+            '"tools/dist_train.sh CONFIG NUMBER" or "torchrun --nproc-per-node NUMBER '
+            'tools/train.py CONFIG --launcher pytorch"')
 
 
 def run_tool(main: Callable[[], Any], *, resumable: bool = False) -> None:
@@ -124,6 +134,8 @@ def run_tool(main: Callable[[], Any], *, resumable: bool = False) -> None:
     interruption = _Interruption()
     try:
         main()
+        if is_distributed():
+            torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
         _exit_interrupted(resumable)
     except EXPECTED_ERRORS as error:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import broadcast_object_list, is_main_process, master_only
+import torch
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, is_distributed, is_main_process, master_only
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -150,6 +152,23 @@ class Runner(MMEngineRunner):
             return
         with replaced_whole(Path(out_dir, filename)) as partial:
             super().save_checkpoint(out_dir, partial.name, **kwargs)
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Set up the environment, on a CPU with gloo between the processes, as mmengine cannot."""
+        if self.distributed and not is_distributed() and get_device() == 'cpu':
+            torch.distributed.init_process_group('gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(
+        self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module
+    ) -> nn.Module:
+        """Wrap the model for distributed training, on a CPU without the numbers of GPUs."""
+        if self.distributed and get_device() == 'cpu' and not is_model_wrapper(model):
+            default = dict(
+                type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False))
+            model_wrapper_cfg = default | dict(model_wrapper_cfg or {})
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the training loop, mmengine's two in the form that resumes bit for bit."""

@@ -82,8 +82,8 @@ def revert_sync_bn(cfg: Config) -> None:
     for node in found:
         node['type'] = 'BN'
     if found:
-        print_log(f'SyncBN becomes BN in {len(found)} places of the model: without --launcher '
-                  'there is one process', 'current')
+        print_log(f'SyncBN becomes BN in {len(found)} places of the model: it needs several '
+                  'processes with a GPU each', 'current')
 
 
 def use_amp(cfg: Config) -> None:
