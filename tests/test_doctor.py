@@ -1,13 +1,18 @@
 """The doctor: what it says of healthy, incomplete and broken environments."""
 import importlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
+import torch
+from other_environments import make_environment
 
 TOOLS = Path(__file__).resolve().parent.parent / 'tools'
 PARTS = ('bootstrap', 'bootstrap.stacks', 'bootstrap.facts', 'bootstrap.remedies', 'doctor')
@@ -54,8 +59,8 @@ def findings(
     modules = environment['modules']
     for name, error in errors.items():
         name = name.replace('__', '._' if name == 'mmcv__ext' else '.')
-        where = ['/env/x.py:1', f'{tools.stacks.ROOT}/xvit_mm/models/x.py:7']
-        modules[name] = {'name': name, 'error': error, 'where': where}
+        modules[name] = {'name': name, 'error': error, 'where': f'/env/{name}/x.py:7',
+                         'folder': f'/env/{name}'}
     facts = tools.facts.Facts(python, (3, 11, 7), environment['distributions'], modules)
     tools.doctor.gather = lambda *args: facts
     return {one.subject: one for one in tools.doctor.examine(python)}
@@ -224,6 +229,59 @@ def test_a_module_that_crashes_python_does_not_hide_the_next(
     assert facts.modules['crashing']['error'].startswith('Python crashed: exit status 3')
     assert facts.modules['raising']['error'] == 'OSError: no such library'
     assert facts.modules['sound']['version'] == '1.5'
+
+
+# --- environments that are really broken ----------------------------------------------------------
+
+
+def examine(python: str) -> dict[str, tuple[str, str]]:
+    """Subject -> (level, text with the command), from the program's output."""
+    done = subprocess.run([sys.executable, str(TOOLS / 'doctor.py'), '--python', python],
+                          capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''})
+    assert 'Traceback' not in done.stdout + done.stderr
+    found = re.findall(r'^(ok|note|broken) +(\S+) +(.*(?:\n {26,}.*)*)', done.stdout, re.MULTILINE)
+    assert done.returncode == any(level == 'broken' for level, _, _ in found)
+    return {subject: (level, text) for level, subject, text in found}
+
+
+@pytest.mark.training
+def test_an_environment_with_mmcv_lite_lacks_ops_for_detectors(tmp_path: Path) -> None:
+    report = examine(make_environment(tmp_path / 'env', ops=False))
+    level, text = report['mmcv-lite']
+    assert level == 'broken' and 'uninstall -y mmcv-lite && ' in text
+    assert report['xvit_mm'][0] == report['mmcv'][0] == 'ok'
+
+
+@pytest.mark.training
+def test_a_damaged_copy_of_this_package_is_named_with_its_line(tmp_path: Path) -> None:
+    package = tmp_path / 'xvit_mm'
+    shutil.copytree(TOOLS.parent / 'xvit_mm', package)
+    with open(package / 'registry.py', 'a') as file:
+        file.write('\nimport numpy\nnumpy._core.lost\n')
+    line = len((package / 'registry.py').read_text().splitlines())
+    python = make_environment(tmp_path / 'env', package=package)
+    level, text = examine(python)['xvit_mm']
+    assert level == 'broken' and 'this package itself fails' in text
+    assert f'xvit_mm/registry.py:{line}' in text and 'restore xvit_mm' in text
+
+
+@pytest.mark.slow
+def test_numpy_2_beside_a_torch_built_for_numpy_1_is_found(tmp_path: Path) -> None:
+    if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 3):
+        pytest.skip('this torch takes numpy 2')
+    report = examine(make_environment(tmp_path / 'env', install=['numpy==2.2.6']))
+    level, text = report['torch.from_numpy']
+    assert level == 'broken' and 'pip install "numpy<2"' in text
+
+
+@pytest.mark.slow
+def test_opencv_built_for_another_numpy_is_found(tmp_path: Path) -> None:
+    if numpy.__version__ < '2':
+        pytest.skip('later opencv loads with numpy 1, and earlier ones were built for it')
+    report = examine(make_environment(tmp_path / 'env', install=['opencv-python==4.9.0.80']))
+    level, text = report['cv2']
+    assert level == 'broken' and 'pip install "numpy>=2,<2.3" "opencv-python>=4.12' in text
+    assert 'needs cv2, see there' in report['mmcv'][1]
 
 
 def test_a_python_without_anything_gets_a_report_and_no_traceback(tmp_path: Path) -> None:

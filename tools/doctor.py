@@ -21,7 +21,6 @@ from bootstrap.facts import Facts, gather
 NEEDED = ('torch', 'torch.from_numpy', 'einops', 'cv2', 'mmengine', 'mmcv', 'mmcv._ext', 'mmcv.ops',
           'xvit_mm')
 OPTIONAL = ('torchvision', 'mmdet', 'mmseg', 'mmpretrain', 'faster_coco_eval')
-PACKAGE = str(stacks.ROOT / 'xvit_mm')
 
 
 class Finding(NamedTuple):
@@ -74,7 +73,7 @@ def judge_versions(facts: Facts) -> list[Finding]:
         return []
     stack = stacks.STACKS[facts.family]
     tested = stack.pins()
-    names = [*sorted(stack.packages.values()), 'torch', 'torchvision', 'numpy']
+    names = [*sorted(stack.packages.values()), 'torch', 'torchvision', 'numpy', 'opencv-python']
     other = [name for name in names if name in facts.distributions
              and facts.distributions[name].split('+')[0] != tested[name]]
     text = ', '.join(f'{name} {facts.distributions[name]} (tested: {tested[name]})'
@@ -168,8 +167,8 @@ def judge_error(module: str, record: dict, facts: Facts) -> Finding:
         return Finding('broken', module, f'needs {cause}, see there')
     short = ' '.join(error.split())[:300]
     known = remedies.explain(module, error)
-    place = (record.get('where') or [''])[-1]
-    if known is None and not missing and place.startswith(PACKAGE):
+    place = record.get('where', '')
+    if module == 'xvit_mm' and not missing and place.startswith(record['folder']):
         return Finding('broken', module, f'this package itself fails, in {place} ({short})',
                        own_package_command(facts))
     meaning, command = known or (

@@ -4,6 +4,7 @@ One line of JSON for the interpreter, then one per module as soon as it is known
 the process.
 """
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -32,6 +33,14 @@ def _call(name):
     return importlib.import_module(name)
 
 
+def _folder(name):
+    """Where a package lies, also one that does not import."""
+    try:
+        return os.path.dirname(importlib.util.find_spec(name.split('.')[0]).origin)
+    except (AttributeError, TypeError, ValueError):
+        return ''
+
+
 def _probe(name):
     """What one import gave; whatever a broken package raises becomes text."""
     try:
@@ -44,7 +53,7 @@ def _probe(name):
         frames = traceback.extract_tb(sys.exc_info()[2])
         where = ['{}:{}'.format(frame[0], frame[1]) for frame in frames]
         return {'name': name, 'error': '{}: {}'.format(type(error).__name__, error),
-                'where': [place for place in where if 'importlib' not in place][1:]}
+                'where': where[-1], 'folder': _folder(name)}
 
 
 def main(names):
