@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from small_models import SMALL
-from versions import TRACING_EXPORTER
+from versions import TRACING_EXPORTER, not_in_torch_2_1
 from xvit_mm.registry import MODELS
 
 pytest.importorskip('onnx', reason='pip install onnx onnxruntime')
@@ -43,7 +43,10 @@ def test_crossformer_runs_in_onnx_runtime(tmp_path: Path):
     assert_same(*exported('CrossFormer', tmp_path / 'model.onnx'))
 
 
-@pytest.mark.parametrize('name', sorted(SMALL.keys() - {'CrossFormer'}))
+@pytest.mark.parametrize('name', [
+    'CrossViT', 'XFormer',
+    pytest.param('VTResNet', marks=not_in_torch_2_1('ONNX export of ceil_mode pooling at any size')),
+])
 def test_the_others_take_any_batch_and_size_in_onnx_runtime(name: str, tmp_path: Path):
     backbone, session, image = exported(
         name, tmp_path / 'model.onnx',
