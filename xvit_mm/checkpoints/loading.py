@@ -1,17 +1,18 @@
 """Loading official checkpoints into our modules, completely or not at all."""
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from .checks import check_coverage, check_kinds, check_values, some, variant_name
 from .errors import CheckpointError
-from .names import StateDict, find_prefix, without_prefix
+from .names import OfficialBackbone, OfficialNames, StateDict, find_prefix, without_prefix
 from .reading import find_state_dict, read_checkpoint
 
-if TYPE_CHECKING:
-    from xvit_mm.models.backbones import Backbone
+OTHER_SHAPE = 'other shape'
 
 # A tensor that tells a family which people are likely to mix up with ours.
 _OTHER_FAMILIES = {
@@ -53,13 +54,22 @@ class LoadReport:
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
             reasons.setdefault(reason, []).append(name)
-        lines += [f'  left out, {reason}: {_some(names)}' for reason, names in reasons.items()]
-        lines += [f'  {kind}: {_some(names)}'
+        lines += [f'  left out, {reason}: {some(names)}' for reason, names in reasons.items()]
+        lines += [f'  {kind}: {some(names)}'
                   for kind, names in (('fitted to another image size', self.fitted),
                                       ('not in the checkpoint', self.missing),
                                       ('new, not in the checkpoint', self.new),
                                       ('fits nothing here', self.unexpected)) if names]
         return '\n'.join(lines)
+
+    def misfits(self) -> str:
+        """What keeps a file from being that of the whole model; empty if nothing does."""
+        # Batches are counted since torch 0.4.1, and for nothing that the model computes.
+        missing = [name for name in self.missing if not name.endswith('num_batches_tracked')]
+        reshaped = [n for n, reason in self.left_out.items() if reason.startswith(OTHER_SHAPE)]
+        kinds = ((missing, 'of the model not in the file'), (reshaped, 'of another shape'),
+                 (self.unexpected, 'of the file not in the model'))
+        return '; '.join(f'{some(names)} {kind}' for names, kind in kinds if names)
 
 
 def load_official(
@@ -68,49 +78,62 @@ def load_official(
     *,
     prefix: str | None = None,
     ema: bool = False,
+    strict: bool = False,
 ) -> LoadReport:
     """Load a checkpoint of the official code, or of ours, and account for every tensor.
+
+    Everything is checked before anything is copied.
 
     Args:
         module: a backbone of this package, or a classifier, detector or segmentor that holds one.
         source: a path, an address or a state dict, in any of the released forms.
         prefix: take only the tensors under this prefix, as mmengine's `Pretrained` does.
         ema: prefer averaged weights, where a file has both.
+        strict: the whole module must be covered, neck and heads too, and nothing may be left over;
+            for files of whole models, whose names in mmdet 2.x and mmseg 0.x are those of today.
 
     Raises:
         CheckpointError: unreadable, or of another model or variant, or a tensor of the backbone is
-            not covered. Nothing has been loaded then.
-        TypeError, ValueError: `module` holds no backbone of ours, or several.
+            not covered, or a tensor is of a kind or has values that no weights have. Nothing has
+            been loaded then.
+        NoBackbone: `module` holds no backbone of this package; a TypeError.
+        SeveralBackbones: it holds several, and the file does not name each; a ValueError.
     """
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     state_dict = find_state_dict(checkpoint, ema=ema)
     if prefix is not None:
         state_dict = without_prefix(state_dict, prefix if prefix.endswith('.') else f'{prefix}.')
-    where, backbone = find_backbone(module)
+    return load_tensors(module, state_dict, strict=strict)
+
+
+def load_tensors(
+    module: nn.Module, state_dict: dict[str, Tensor], *, strict: bool = False
+) -> LoadReport:
+    """`load_official` for the tensors alone, as `find_state_dict` returns them."""
+    backbones = find_backbones(module)
     own = module.state_dict()
-    renamed, left_out, fitted = _in_our_names(backbone, where, set(own), state_dict)
-    fitting = {}
-    for name, tensor in renamed.items():
+    renamed = _rename(module, backbones, set(own), state_dict)
+    fitting = OrderedDict()
+    for name, tensor in renamed.tensors.items():
         if name in own and own[name].shape == tensor.shape:
             fitting[name] = tensor
         elif name in own:
-            left_out[name] = f'other shape ({_shape(tensor)} in the file, {_shape(own[name])} here)'
+            renamed.left_out[name] = (
+                f'{OTHER_SHAPE} ({_shape(tensor)} in the file, {_shape(own[name])} here)')
+    report = _report(backbones, own, renamed, fitting)
+    if strict and (misfits := report.misfits()):
+        raise CheckpointError(
+            f'the checkpoint does not cover the whole {type(module).__name__}: {misfits}. Weights '
+            'of a backbone alone are for tools/train.py --pretrained. Nothing was loaded')
+    check_kinds(fitting, own)
+    check_values(fitting, own)
+    # By their versions modules understand their own older names.
+    fitting._metadata = getattr(state_dict, '_metadata', OrderedDict())  # type: ignore
     module.load_state_dict(fitting, strict=False)
-    tensors = backbone.state_dict()
-    # Whatever else the backbone has must have been there.
-    new = {f'{where}{n}' for n in tensors} - set(fitting)
-    return LoadReport(
-        model=f'{type(backbone).__name__} {variant_name(backbone, tensors)}',
-        backbone_tensors=len(tensors) - len(new),
-        loaded=sorted(fitting),
-        fitted=fitted,
-        left_out=left_out,
-        missing=sorted(set(own) - set(fitting) - set(left_out) - new),
-        new=sorted(new),
-        unexpected=sorted(set(renamed) - set(own)))
+    return report
 
 
-def translate(backbone: 'Backbone', state_dict: dict[str, Any], prefix: str) -> None:
+def translate(backbone: OfficialBackbone, state_dict: dict[str, Any], prefix: str) -> None:
     """Rename the official tensors of a backbone in place, among those under `prefix`.
 
     Called while a state dict is being loaded; a state dict without official names stays as it is.
@@ -119,8 +142,6 @@ def translate(backbone: 'Backbone', state_dict: dict[str, Any], prefix: str) -> 
         CheckpointError: the official tensors are of another variant, or some are missing.
     """
     names = backbone.official_names
-    if names is None:
-        return
     if not prefix and not any(isinstance(value, Tensor) for value in state_dict.values()):
         tensors = find_state_dict(state_dict) if state_dict else {}
         state_dict.clear()
@@ -131,100 +152,135 @@ def translate(backbone: 'Backbone', state_dict: dict[str, Any], prefix: str) -> 
         state_dict.update({prefix + name: tensor for name, tensor in fitted.items()})
         return
     translation = names.translate(without_prefix(state_dict, found))
-    tensors, _ = _fitted(backbone, translation.backbone)
+    tensors, _ = _fit(backbone, translation.backbone)
+    check_values(tensors, backbone.state_dict())
     for name in [name for name in state_dict if name.startswith(found)]:
         del state_dict[name]
     state_dict.update({prefix + name: tensor for name, tensor in tensors.items()})
 
 
-def find_backbone(module: nn.Module) -> tuple[str, 'Backbone']:
-    """The one backbone of this package in `module`, and its prefix there."""
-    from xvit_mm.models.backbones import Backbone
-    found = [(name, m) for name, m in module.named_modules() if isinstance(m, Backbone)]
-    if not found:
-        raise TypeError(f'{type(module).__name__} holds no backbone of xvit_mm')
-    if len(found) > 1:
-        raise ValueError(
-            f'{type(module).__name__} holds several backbones ({", ".join(n for n, _ in found)}): '
-            'pass the one that is meant')
-    name, backbone = found[0]
-    return f'{name}.' if name else '', backbone
+class NoBackbone(TypeError):
+    """A module holds no backbone of this package."""
 
 
-def check_coverage(backbone: 'Backbone', tensors: StateDict) -> None:
-    """Raise a CheckpointError that names the variants unless every tensor is there and fits."""
-    own = backbone.state_dict()
-    optional = backbone.official_names.optional(own, tensors)
-    missing = sorted(set(own) - set(tensors) - optional)
-    unfit = sorted(n for n in set(own) & set(tensors) if own[n].shape != tensors[n].shape)
-    extra = sorted(set(tensors) - set(own))
-    if not missing and not unfit and not extra:
-        return
-    this, other = (variant_name(backbone, state) for state in (own, tensors))
-    model = type(backbone).__name__
-    what = (f'this is a checkpoint of {model} {other}, but the backbone is {model} {this}'
-            if this != other else f'the checkpoint does not fit this {model} {this}')
-    details = ((missing, 'missing'), (unfit, 'of another shape'), (extra, 'too many'))
-    listed = '; '.join(f'{_some(names)} {kind}' for names, kind in details if names)
-    raise CheckpointError(
-        f'{what}: {len(own) - len(missing) - len(unfit)} of {len(own)} backbone tensors fit. '
-        f'{listed}. Nothing was loaded')
+class SeveralBackbones(ValueError):
+    """A module holds several backbones of this package."""
 
 
-def variant_name(backbone: 'Backbone', state_dict: StateDict) -> str:
-    """The arch that tensors in our names belong to; its settings if it is none of the table's."""
-    try:
-        settings = backbone.official_names.settings(state_dict)
-    except (KeyError, IndexError, AttributeError):
-        return 'of an unknown variant'
-    for name, variant in backbone.variants.items():
-        if all(variant.get(key) == value for key, value in settings.items()):
-            return repr(name)
-    return '(' + ', '.join(f'{key}={value}' for key, value in settings.items()) + ')'
+Backbones = dict[str, OfficialBackbone]
 
 
-def _in_our_names(
-    backbone: 'Backbone', where: str, own: set[str], state_dict: StateDict
-) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """Tensors named as in the module, with names `own`, reasons for those left out, and names of
-    those made to fit.
+def find_backbones(module: nn.Module) -> Backbones:
+    """The backbones of this package in a module, by their prefixes there.
 
-    `where` is the prefix of the backbone in the module. The backbone is complete.
+    Raises:
+        NoBackbone: there are none.
     """
-    names = backbone.official_names
-    ours = find_prefix(state_dict, names.own_signature)
-    # With us an official name may stand under a prefix, as ResNet's in VT-ResNet.
-    official = find_prefix(state_dict, names.signature) if ours is None else None
-    if official is None and ours is None:
-        raise CheckpointError(_not_ours(names.model, state_dict))
-    found = official if official is not None else ours
-    rest = {n: t for n, t in state_dict.items() if not n.startswith(found)} if found else {}
-    tensors = without_prefix(state_dict, found)
-    left_out = {}
-    if official is not None:
-        translation = names.translate(tensors)
-        tensors = translation.backbone
-        left_out = dict.fromkeys(translation.derived, 'derived from the weights')
-        left_out |= dict.fromkeys(translation.replaced, 'of layers that this model replaces')
-        head = {f'head.{n}': t for n, t in translation.head.items()}
-        left_out |= dict.fromkeys(set(head) - own, 'the classification head')
-        rest |= {n: t for n, t in head.items() if n in own} | translation.other
-    elif not found:
-        parts = {name.split('.')[0] for name in backbone.state_dict()}
-        rest = {n: t for n, t in tensors.items()
-                if n.split('.')[0] not in parts and not names.is_new(n)}
-        tensors = {n: t for n, t in tensors.items() if n not in rest}
-    shapes = {n: t.shape for n, t in tensors.items()}
-    tensors, not_built = _fitted(backbone, tensors)
-    fitted = [f'{where}{n}' for n, t in tensors.items() if t.shape != shapes[n]]
-    left_out |= not_built
-    # A detection checkpoint may sit under `module.` or `model.` as a whole.
-    outer = found.removesuffix('backbone.') if found else ''
-    rest = {n.removeprefix(outer): t for n, t in rest.items()}
-    return {f'{where}{n}': t for n, t in tensors.items()} | rest, left_out, fitted
+    found = {f'{name}.' if name else '': part for name, part in module.named_modules()
+             if isinstance(getattr(part, 'official_names', None), OfficialNames)}
+    if not found:
+        raise NoBackbone(f'{type(module).__name__} holds no backbone of xvit_mm')
+    return found
 
 
-def _fitted(backbone: 'Backbone', tensors: StateDict) -> tuple[dict[str, Tensor], dict[str, str]]:
+@dataclass
+class _Renamed:
+    """Tensors named as in the module, reasons for others, and names of those made to fit."""
+
+    tensors: dict[str, Tensor]
+    left_out: dict[str, str] = field(default_factory=dict)
+    fitted: list[str] = field(default_factory=list)
+
+
+def _rename(
+    module: nn.Module, backbones: Backbones, own: set[str], state_dict: StateDict
+) -> _Renamed:
+    """Name the tensors as the module, which has tensors of the names `own`, does.
+
+    Each backbone is complete then.
+    """
+    if len(backbones) == 1:
+        (where, backbone), = backbones.items()
+        return _rename_around(where, backbone, own, state_dict)
+    renamed = _Renamed({name.removeprefix('module.'): t for name, t in state_dict.items()})
+    for where, backbone in backbones.items():
+        if where + backbone.official_names.own_signature not in renamed.tensors:
+            raise SeveralBackbones(
+                f'{type(module).__name__} holds several backbones '
+                f'({", ".join(name.rstrip(".") for name in backbones)}), and the checkpoint does '
+                'not have each under its name: load into the one that is meant')
+        fitted, not_built = _fit(backbone, without_prefix(renamed.tensors, where))
+        outside = {n: t for n, t in renamed.tensors.items() if not n.startswith(where)}
+        renamed.tensors = outside | {f'{where}{name}': t for name, t in fitted.items()}
+        renamed.left_out |= {f'{where}{name}': reason for name, reason in not_built.items()}
+    return renamed
+
+
+def _rename_around(
+    where: str, backbone: OfficialBackbone, own: set[str], state_dict: StateDict
+) -> _Renamed:
+    """Name the tensors as a module does whose only backbone has the prefix `where`."""
+    prefix, is_official = _find_backbone_in(state_dict, backbone.official_names)
+    inside = without_prefix(state_dict, prefix)
+    outside = {n: t for n, t in state_dict.items() if prefix and not n.startswith(prefix)}
+    if is_official:
+        tensors, others, left_out = _from_official_names(backbone.official_names, inside, own)
+    else:
+        tensors, others = inside, {}
+        left_out = {}
+        if not prefix:
+            tensors, others = _split_by_parts(backbone, inside)
+    fitted, not_built = _fit(backbone, tensors)
+    # A detection checkpoint may stand under `module.` or `model.` as a whole.
+    outer = prefix.removesuffix('backbone.')
+    return _Renamed(
+        tensors={f'{where}{n}': t for n, t in fitted.items()}
+        | {n.removeprefix(outer): t for n, t in (outside | others).items()},
+        left_out=left_out | not_built,
+        fitted=[f'{where}{n}' for n, t in fitted.items() if t.shape != tensors[n].shape])
+
+
+def _find_backbone_in(state_dict: StateDict, names: OfficialNames) -> tuple[str, bool]:
+    """The prefix of the backbone in a state dict, and whether its names are the official ones.
+
+    Raises:
+        CheckpointError: there is no such backbone; says what it looks like.
+    """
+    # Ours first: an official name may be part of one of ours, as ResNet's are in VT-ResNet.
+    for signature, is_official in ((names.own_signature, False), (names.signature, True)):
+        prefix = find_prefix(state_dict, signature)
+        if prefix is not None:
+            return prefix, is_official
+    raise CheckpointError(_not_ours(names.model, state_dict))
+
+
+def _from_official_names(
+    names: OfficialNames, state_dict: StateDict, own: set[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """The backbone's tensors in our names, those of other parts, and reasons for the rest."""
+    translation = names.translate(state_dict)
+    head = {f'head.{name}': tensor for name, tensor in translation.head.items()}
+    others = {name: tensor for name, tensor in head.items() if name in own}
+    left_out = {
+        **dict.fromkeys(translation.derived, 'derived from the weights'),
+        **dict.fromkeys(translation.replaced, 'of layers that this model replaces'),
+        **dict.fromkeys(head.keys() - own, 'the classification head')}
+    return translation.backbone, others | translation.other, left_out
+
+
+def _split_by_parts(
+    backbone: OfficialBackbone, state_dict: StateDict
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The backbone's tensors and others, where no prefix tells them apart."""
+    parts = {name.split('.')[0] for name in backbone.state_dict()}
+    inside = {n: t for n, t in state_dict.items()
+              if n.split('.')[0] in parts or backbone.official_names.is_new(n)}
+    return inside, {n: t for n, t in state_dict.items() if n not in inside}
+
+
+def _fit(
+    backbone: OfficialBackbone, tensors: StateDict
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors that cover the backbone, and reasons for those of parts that it does not build."""
     own, not_built = backbone.state_dict(), {}
     optional = backbone.official_names.optional(own, tensors)
@@ -234,21 +290,37 @@ def _fitted(backbone: 'Backbone', tensors: StateDict) -> tuple[dict[str, Tensor]
             not_built[name] = 'of stages that out_indices does not need'
         elif name in optional:
             not_built[name] = 'of maps that this backbone does not return'
-    kept = backbone.fit_weights({n: t for n, t in tensors.items() if n not in not_built})
-    check_coverage(backbone, kept)
-    return dict(kept), not_built
+    kept = {name: tensor for name, tensor in tensors.items() if name not in not_built}
+    check_kinds(kept, own)
+    fitted = backbone.fit_weights(kept)
+    check_coverage(backbone, fitted)
+    return dict(fitted), not_built
+
+
+def _report(
+    backbones: Backbones, own: StateDict, renamed: _Renamed, fitting: StateDict
+) -> LoadReport:
+    tensors = {where: backbone.state_dict() for where, backbone in backbones.items()}
+    in_backbones = {f'{where}{name}' for where, names in tensors.items() for name in names}
+    # What else a backbone has must have been there.
+    new = in_backbones - set(fitting)
+    return LoadReport(
+        model=', '.join(f'{type(backbone).__name__} {variant_name(backbone, tensors[where])}'
+                        for where, backbone in backbones.items()),
+        backbone_tensors=len(in_backbones) - len(new),
+        loaded=sorted(fitting),
+        fitted=renamed.fitted,
+        left_out=renamed.left_out,
+        missing=sorted(set(own) - set(fitting) - set(renamed.left_out) - new),
+        new=sorted(new),
+        unexpected=sorted(set(renamed.tensors) - set(own)))
 
 
 def _not_ours(model: str, state_dict: StateDict) -> str:
     family = next((family for part, family in _OTHER_FAMILIES.items()
                    if any(part in name for name in state_dict)), None)
-    guess = f'it looks like {family}' if family else f'its tensors are {_some(list(state_dict))}'
+    guess = f'it looks like {family}' if family else f'its tensors are {some(list(state_dict))}'
     return f'this is not a checkpoint of {model}: {guess}. Nothing was loaded'
-
-
-def _some(names: list[str]) -> str:
-    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return f'{", ".join(names[:3])}{more}'
 
 
 def _shape(tensor: Tensor) -> str:

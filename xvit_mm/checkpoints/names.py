@@ -2,7 +2,8 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,6 +18,26 @@ def numbered_stage(name: str) -> int | None:
 def nothing(names: Collection[str]) -> set[str]:
     """None of the names."""
     return set()
+
+
+class OfficialBackbone(Protocol):
+    """What loading asks of a backbone.
+
+    Attributes:
+        official_names: how its tensors are called in official files.
+        variants: the settings of its variants by name.
+        num_stages: how many stages it builds.
+    """
+
+    official_names: 'OfficialNames'
+    variants: Mapping[str, Any]
+    num_stages: int
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+
+    def fit_weights(self, state_dict: StateDict) -> StateDict:
+        """Adapt weights of this variant to what this instance needs, such as the image size."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +86,8 @@ class OfficialNames:
     stage: Callable[[str], int | None] = numbered_stage
 
     def is_new(self, name: str) -> bool:
-        """Whether no official file has the tensor of this name of ours."""
-        return any(re.fullmatch(pattern, name) for pattern in self.new)
+        """Whether a tensor, in our names, is in no official file."""
+        return matches(name, self.new)
 
     def optional(self, own: Collection[str], given: Collection[str]) -> set[str]:
         """The tensors that need not be both in a backbone, `own`, and in a file, `given`.
@@ -75,7 +96,7 @@ class OfficialNames:
         """
         names = {*own, *given}
         new = {name for name in names if self.is_new(name)}
-        uncounted = {n for n in names if any(re.fullmatch(p, n) for p in self.uncounted)}
+        uncounted = {name for name in names if matches(name, self.uncounted)}
         both = not new.isdisjoint(own) and not new.isdisjoint(given)
         return uncounted | (self.of_outputs(new) if both else new)
 
@@ -83,9 +104,9 @@ class OfficialNames:
         """Sort and rename the tensors of an official state dict that has no prefix."""
         result = Translation()
         for name, tensor in state_dict.items():
-            if any(re.fullmatch(pattern, name) for pattern in self.derived):
+            if matches(name, self.derived):
                 result.derived[name] = tensor
-            elif any(re.fullmatch(pattern, name) for pattern in self.replaced):
+            elif matches(name, self.replaced):
                 result.replaced[name] = tensor
             elif new := rename(name, self.backbone):
                 result.backbone[new] = tensor
@@ -96,12 +117,31 @@ class OfficialNames:
         return result
 
 
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the patterns matches the whole name."""
+    return bool(patterns) and _any_of(patterns).fullmatch(name) is not None
+
+
 def rename(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
     """The new name by the first pattern that matches the whole of `name`; None without one."""
+    # Names of another model mostly match nothing, which one pattern made of all tells fast.
+    if not table or not _any_of(_patterns(table)).fullmatch(name):
+        return None
     for pattern, replacement in table:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
+        new, count = re.subn(rf'\A(?:{pattern})\Z', replacement, name)
+        if count:
+            return new
     return None
+
+
+@cache
+def _patterns(table: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    return tuple(pattern for pattern, _ in table)
+
+
+@cache
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile('|'.join(f'(?:{pattern})' for pattern in patterns))
 
 
 def find_prefix(

@@ -18,6 +18,7 @@ from .unpickling import ForbiddenCall, pickle_module
 
 # Where the released files keep their tensors, in the order in which we look.
 RAW_ENTRIES = ('state_dict', 'model', 'model_state_dict', 'net')
+_MAX_DEPTH = 8  # a damaged file may hold itself
 EMA_ENTRIES = ('model_ema', 'state_dict_ema', 'ema_state_dict', 'ema')
 
 
@@ -64,17 +65,24 @@ def find_state_dict(checkpoint: Mapping[str, Any], *, ema: bool = False) -> dict
         CheckpointError: there are no tensors in it.
     """
     order = EMA_ENTRIES + RAW_ENTRIES if ema else RAW_ENTRIES + EMA_ENTRIES
-    for entry in order:
-        if isinstance(checkpoint.get(entry), Mapping):
-            return find_state_dict(checkpoint[entry], ema=ema)
+    for _ in range(_MAX_DEPTH):
+        inner = next((e for e in order if isinstance(checkpoint.get(e), Mapping)), None)
+        if inner is None:
+            break
+        checkpoint = checkpoint[inner]
     tensors = OrderedDict((n, t) for n, t in checkpoint.items() if isinstance(t, Tensor))
     if not tensors:
         raise CheckpointError(
             f'no tensors in this checkpoint; its entries are {sorted(map(str, checkpoint))[:8]}, '
             f'and state dicts are looked for in {", ".join(order)}')
-    if hasattr(checkpoint, '_metadata'):
+    if unnamed := [name for name in tensors if not isinstance(name, str)]:
+        raise CheckpointError(
+            f'the tensors of this checkpoint have keys like {unnamed[0]!r} where a state dict has '
+            'names: it may be the state of an optimizer')
+    versions = getattr(checkpoint, '_metadata', None)
+    if isinstance(versions, Mapping) and all(isinstance(v, Mapping) for v in versions.values()):
         # The versions of the modules, by which some understand their older names.
-        tensors._metadata = checkpoint._metadata
+        tensors._metadata = versions  # type: ignore[attr-defined]
     return tensors
 
 

@@ -16,9 +16,9 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import load_state_dict
 from torch import Tensor, nn
 
-from xvit_mm.checkpoints import (CheckpointError, find_backbone, find_state_dict, load_official,
-                                 read_checkpoint)
-from xvit_mm.checkpoints.whole_model import check_whole_model
+from xvit_mm.checkpoints import (CheckpointError, NoBackbone, check_kinds, check_values,
+                                 find_state_dict, load_tensors, read_checkpoint)
+from xvit_mm.checkpoints.catalogue import SCHEME
 from xvit_mm.registry import RUNNERS
 from xvit_mm.utils.files import replaced_whole
 from xvit_mm.utils.training_files import TEMPLATES, checkpoints_in
@@ -81,17 +81,26 @@ class Runner(MMEngineRunner):
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = _unwrapped(self.model)
         state_dict = _revised(checkpoint['state_dict'], revise_keys)
-        if _has_backbone(model):
-            report = load_official(model, state_dict)
-            # To compare with a paper, all of its model must be there.
-            if strict or self._is_testing and filename.startswith('official://'):
-                check_whole_model(report, model, filename)
-        else:
-            report = ''
-            load_state_dict(model, state_dict, strict, self.logger)
+        # To compare with a paper, all of its model must be there.
+        strict = strict or self._is_testing and str(filename).startswith(f'{SCHEME}://')
+        try:
+            report = self._load_tensors(model, state_dict, strict)
+        except CheckpointError as error:
+            raise CheckpointError(f'{filename}: {error}') from None
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}\n{report}'.rstrip())
         return checkpoint
+
+    def _load_tensors(self, model: nn.Module, state_dict: dict[str, Tensor], strict: bool) -> str:
+        """Load tensors by the names of our backbones, of other models as mmengine does."""
+        try:
+            return str(load_tensors(model, state_dict, strict=strict))
+        except NoBackbone:
+            own = model.state_dict()
+            check_kinds(state_dict, own)
+            check_values(state_dict, own)
+            load_state_dict(model, state_dict, strict, self.logger)
+            return ''
 
     def test(self) -> dict[str, float]:
         """Test the model; weights of the authors, `official://NAME`, must fit completely.
@@ -247,11 +256,3 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
-
-
-def _has_backbone(model: nn.Module) -> bool:
-    try:
-        find_backbone(model)
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -154,7 +154,8 @@ class Backbone(BaseModule):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # Official names are understood however torch or mmengine loads them. In a model that holds
         # this backbone they must be under its prefix; bare ones come here with `load_official`.
-        translate(self, state_dict, prefix)
+        if self.official_names is not None:
+            translate(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _unknown_arguments(self, unknown: Mapping[str, Any]) -> str:
