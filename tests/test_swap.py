@@ -19,7 +19,7 @@ from small_models import SMALL
 from xvit_mm.checkpoints import CheckpointError
 from xvit_mm.swap import swap_backbone
 from xvit_mm.swap.maps import Level, build, matching_stages
-from xvit_mm.swap.trial import model_config
+from xvit_mm.swap.trial import _reason, _training_step, model_config
 from xvit_mm.swap.writing import literal
 from xvit_mm.utils.config import ConfigError, load_config
 
@@ -54,6 +54,11 @@ SWAPPED = (
     'mmdet/deformable_detr/deformable-detr_r50_16xb2-50e_coco',
     'mmdet/dino/dino-4scale_r50_8xb2-12e_coco',
     'mmdet/mask2former/mask2former_r50_8xb2-lsj-50e_coco',
+    'mmdet/panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco',
+    'mmdet/crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman',
+    'mmdet/ddod/ddod_r50_fpn_1x_coco',
+    'mmdet/queryinst/queryinst_r50_fpn_1x_coco',
+    'mmdet/nas_fcos/nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco',
     'mmseg/sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024',
     'mmseg/upernet/upernet_r50_4xb4-160k_ade20k-512x512',
     'mmseg/vit/vit_deit-s16_mln_upernet_8xb2-160k_ade20k-512x512',
@@ -73,6 +78,8 @@ SWAPPED = (
     'mmpretrain/swin_transformer/swin-tiny_16xb64_in1k',
     'mmpretrain/convnext/convnext-tiny_32xb128_in1k',
     'mmpretrain/csra/resnet101-csra_1xb16_voc07-448px',
+    'mmrotate/rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota',
+    'mmrotate/oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota',
 )
 REFUSED = {
     'mmdet/faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco': 'shared_head.* last stage',
@@ -86,6 +93,8 @@ REFUSED = {
     # mmdet's SSDHead cannot predict with its own backbone either.
     'mmdet/ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco':
         'a prediction of SingleStageDetector fails.*loss_cls',
+    'mmdet/carafe/faster-rcnn_r50_fpn-carafe_1x_coco':
+        "FasterRCNN needs an operator of mmcv that does not exist for device 'cpu'.*carafe",
     'mmseg/unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024': 'UNet.*whole network',
     'mmseg/bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024': 'BiSeNetV2.*whole network',
     'mmseg/mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024': 'strides 2, 4, 8',
@@ -135,6 +144,7 @@ def swapped(config: str, name: str, folder: Path, *, trial: bool = False) -> Con
 def test_shipped_config_trains_and_predicts_with_our_backbone(
     config: str, name: str, tmp_path: Path
 ) -> None:
+    pytest.importorskip(config.partition('/')[0])
     user = tmp_path / 'user.py'
     model = smaller(load_config(shipped(config)).model.to_dict())
     user.write_text(f'_base_ = {str(shipped(config))!r}\nmodel = '
@@ -152,6 +162,21 @@ def test_what_cannot_be_done_is_refused_and_nothing_written(config: str, tmp_pat
     with pytest.raises(ConfigError, match=REFUSED[config]):
         swap_backbone(shipped(config), small('CrossFormer'), tmp_path / 'new.py')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / 'rotated.py'
+    config.write_text("default_scope = 'mmrotate'\nmodel = dict(type='mmdet.RetinaNet')")
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(ConfigError, match='mmrotate.* not installed here; pip install onedl-mmro'):
+        swap_backbone(config, small('CrossFormer'), tmp_path / 'new.py')
+
+
+def test_a_package_that_only_the_method_needs_is_named() -> None:
+    error = _reason(_training_step, torch.nn.Linear(1, 1), ImportError(
+        'Please run "pip install sklearn" to install sklearn first.'))
+    assert error == ('Linear needs a package that is not installed here: Please run "pip install '
+                     'scikit-learn" to install sklearn first')
 
 
 def test_new_config_inherits_and_explains_every_change(tmp_path: Path) -> None:
@@ -245,6 +270,11 @@ def test_mixed_precision_stays_and_layer_decay_of_the_old_backbone_goes(tmp_path
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('config', [
     'mmdet/mask2former/mask2former_r50_8xb2-lsj-50e_coco',
+    'mmdet/panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco',
+    'mmdet/crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman',
+    'mmdet/ddod/ddod_r50_fpn_1x_coco',
+    'mmdet/queryinst/queryinst_r50_fpn_1x_coco',
+    'mmdet/nas_fcos/nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco',
     'mmseg/sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024',
 ])
 def test_norms_biases_and_tokens_of_the_backbone_do_not_decay(
@@ -375,6 +405,8 @@ def test_command_line(
     assert 'xvit_mm.VTResNet in place of ResNet; one training step' in capsys.readouterr().out
     backbone = Config.fromfile(out).model.backbone
     assert backbone.depth == 18 and backbone.with_cp
+    run(config, '--backbone', 'XFormer', '--out', tmp_path / 'xformer.py')
+    assert Config.fromfile(tmp_path / 'xformer.py').model.backbone.arch == 's'
     with pytest.raises(SystemExit) as stop:
         run(config, '--backbone', 'VTResNet', '--out', out)
     assert stop.value.code == 1

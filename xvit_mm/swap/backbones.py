@@ -1,8 +1,10 @@
 """What a swap knows of our backbones: arguments, recipes, classification heads."""
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xvit_mm.registry import MODELS
 from xvit_mm.utils.config import ConfigError
 
 
@@ -84,16 +86,18 @@ BACKBONES = {
 
 
 def checked_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """A backbone's config with its scoped name.
+    """Return a backbone's config with its scoped name and its variant, by default the class's.
 
     Raises:
-        ConfigError: it is none of ours.
+        ConfigError: it is none of this package.
     """
     name = str(backbone.get('type', ''))
     scoped = name if '.' in name else f'xvit_mm.{name}'
     if scoped not in BACKBONES:
         raise ConfigError(f'--backbone {name}: choose from {", ".join(BACKBONES)}')
-    return {**backbone, 'type': scoped}
+    size = BACKBONES[scoped].size
+    default = inspect.signature(MODELS.get(scoped)).parameters[size].default
+    return {**backbone, 'type': scoped, size: backbone.get(size, default)}
 
 
 def sized(kind: str, size: str) -> dict[str, Any]:
@@ -116,4 +120,6 @@ def dense_arguments(backbone: Mapping[str, Any]) -> dict[str, Any]:
 def recipe_for(kind: str, scope: str, head: str | None) -> Recipe:
     """The recipe for a framework and, if it has one of its own, a type of head."""
     recipes = BACKBONES[kind].recipes
-    return recipes.get(f'{scope} {head}', recipes[scope])
+    # Rotated detectors are trained as others are.
+    framework = 'mmdet' if scope == 'mmrotate' else scope
+    return recipes.get(f'{framework} {head}', recipes[framework])

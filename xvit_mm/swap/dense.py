@@ -81,6 +81,10 @@ def _with_neck(
     readers: Sequence[Reader],
 ) -> None:
     set_neck(changes, place, rule, new, used)
+    if rule.indexes_all:
+        changes.set('find_unused_parameters', True, (
+            'This neck takes no more than the sizes of some maps, so distributed training meets '
+            'parameters without a gradient.'))
     # Segmentors pad to their crop, or resize maps to one another.
     if rule.divisor and not readers:
         _set_divisor(changes, rule.divisor)

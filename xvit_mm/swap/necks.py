@@ -19,6 +19,7 @@ class NeckRule:
         outputs: channels of the maps it gives out, where they depend on those it takes in: from
             its config and the new `in_channels`.
         ties: further entries that repeat its channels, beside the neck's own `in_channels`.
+        indexes_all: it takes sizes from maps whose values it does not read, so none may go.
         obsolete: it makes a pyramid out of maps of one stride, and our maps are one.
         refusal: why it cannot be done.
     """
@@ -27,6 +28,7 @@ class NeckRule:
     divisor: int | None = None
     outputs: Callable[[dict[str, Any], list[int]], list[int]] | None = None
     ties: tuple[str, ...] = ()
+    indexes_all: bool = False
     obsolete: bool = False
     refusal: str | None = None
 
@@ -44,7 +46,7 @@ NECKS = {
     'FPG': NeckRule(divisor=32),
     'HRFPN': NeckRule(divisor=32),
     'NASFPN': NeckRule(divisor=32),
-    'NASFCOS_FPN': NeckRule(divisor=32),
+    'NASFCOS_FPN': NeckRule(divisor=32, indexes_all=True),
     'PAFPN': NeckRule(divisor=32),
     'CSPNeXtPAFPN': NeckRule(divisor=32),
     'YOLOXPAFPN': NeckRule(divisor=32),
@@ -112,7 +114,8 @@ def levels_of_neck(neck: dict[str, Any], levels: Sequence[Level]) -> list[int]:
             f'neck {short_name(neck)}: in_channels={given!r}, but the backbone gives '
             f'{len(levels)} maps')
     # An end level counts from the first map, which must then stay.
-    first = _start_level(neck) if neck.get('end_level', -1) == -1 else 0
+    stays = neck.get('end_level', -1) != -1 or neck_rule(neck, levels).indexes_all
+    first = 0 if stays else neck.get('start_level', 0)
     return list(range(first, len(levels)))
 
 
@@ -137,8 +140,3 @@ def set_neck(
     for tied in rule.ties:
         rest = changes.get(tied)[len(value):]
         changes.set(tied, type(rest)(value) + rest, 'Repeats the channels of the first maps.')
-
-
-def _start_level(neck: dict[str, Any]) -> int:
-    # The one neck whose own default is not 0.
-    return neck.get('start_level', 1 if short_name(neck) == 'NASFCOS_FPN' else 0)

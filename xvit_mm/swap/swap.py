@@ -1,4 +1,5 @@
 """The swap as a whole: from somebody's config to one with another backbone, or a clear error."""
+import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +23,13 @@ from .preprocessing import swap_colours
 from .trial import Trial, model_config, try_model
 from .writing import config_text
 
-SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+# By default_scope, the distributions that bring it.
+SCOPES = {
+    'mmdet': 'onedl-mmdetection or mmdet',
+    'mmseg': 'onedl-mmsegmentation or mmsegmentation',
+    'mmpretrain': 'onedl-mmpretrain or mmpretrain',
+    'mmrotate': 'onedl-mmrotate or mmrotate',
+}
 _WHOLE_NETWORK = 'this backbone is nearly the whole network, and its heads are made for its maps'
 REFUSED_BACKBONES = dict.fromkeys(
     ('BiSeNetV1', 'BiSeNetV2', 'CGNet', 'DDRNet', 'ERFNet', 'FastSCNN', 'HourglassNet', 'ICNet',
@@ -56,7 +63,7 @@ def swap_backbone(
     """Write a config that inherits from `config` and has another backbone.
 
     Args:
-        config: of mmdet, mmseg or mmpretrain.
+        config: of mmdet, mmseg, mmpretrain or mmrotate.
         backbone: one of ours, as in a config: `dict(type='xvit_mm.CrossFormer', arch='s')`.
         out: where to write, a `.py` file.
         checkpoint: weights for the backbone.
@@ -148,6 +155,9 @@ def _scope_of(cfg: Config) -> str:
         raise ConfigError(
             f'default_scope={cfg.get("default_scope")!r}: the config must be one of '
             f'{", ".join(SCOPES)} (2.x style, with a default_scope)')
+    if importlib.util.find_spec(scope) is None:
+        raise ConfigError(f'the config is one of {scope}, which is not installed here; '
+                          f'pip install {SCOPES[scope]}')
     return scope
 
 

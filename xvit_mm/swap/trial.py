@@ -1,6 +1,7 @@
 """One training step and one prediction of a config's model, on random images."""
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from xvit_mm.utils.config import ConfigError, dicts_in, revert_sync_bn
 from .maps import build
 
 BATCH = 2
-SIDES = {'mmdet': 128, 'mmseg': 128, 'mmpretrain': 64}
+SIDES = {'mmdet': 128, 'mmrotate': 128, 'mmseg': 128, 'mmpretrain': 64}
 _IGNORED = 255
+# Left, top, right and bottom of two objects, as parts of a side.
+_BOXES = ((0.1, 0.1, 0.5, 0.6), (0.3, 0.2, 0.9, 0.9))
 # As many places as four maps of an image of 128 x 128 have.
 _FEW_QUERIES = 16**2 + 8**2 + 4**2 + 2**2
 
@@ -53,6 +56,16 @@ def try_model(cfg: Config, scope: str) -> Trial:
         RuntimeError: the weights do not fit the backbone.
     """
     side = _side(cfg, scope)
+    try:
+        return _try_at(cfg, scope, side)
+    except ConfigError as error:
+        # What mmcv's deformable convolution says of maps of one or two cells.
+        if 'smaller than kernel' not in str(error):
+            raise
+        return _try_at(cfg, scope, 3 * side)
+
+
+def _try_at(cfg: Config, scope: str, side: int) -> Trial:
     model = build(_small_images(model_config(cfg), scope, side), scope)
     with _quiet():
         _initialise(model)
@@ -70,11 +83,22 @@ def _run(step: Callable[[nn.Module, dict], Any], model: nn.Module, batch: dict) 
         return step(model, batch)
     except Exception as error:
         # Whatever a framework raises where parts of a model do not fit together.
-        what = 'prediction' if step is _predict else 'training step'
         raise ConfigError(
-            f'with the new backbone, a {what} of {type(model).__name__} fails: '
-            f'{type(error).__name__}: {error}. --no-trial writes the config all the same'
-        ) from error
+            f'{_reason(step, model, error)}. --no-trial writes the config all the same') from error
+
+
+def _reason(step: Callable, model: nn.Module, error: Exception) -> str:
+    name, text = type(model).__name__, str(error).strip().rstrip('.')
+    if isinstance(error, ImportError):
+        # mmdet names a package of PyPI that is empty.
+        text = text.replace('pip install sklearn', 'pip install scikit-learn')
+        return f'{name} needs a package that is not installed here: {text}'
+    if missing := re.match(r'(\w+): implementation for device (\w+) not found', text):
+        return (f'{name} needs an operator of mmcv that does not exist for device '
+                f'{missing[2]!r}, on which the trial runs: {missing[1]}')
+    what = 'prediction' if step is _predict else 'training step'
+    return (f'with the new backbone, a {what} of {name} fails: '
+            f'{type(error).__name__}: {text}')
 
 
 def _training_step(model: nn.Module, batch: dict[str, list]) -> float:
@@ -87,6 +111,11 @@ def _training_step(model: nn.Module, batch: dict[str, list]) -> float:
 
 def _predict(model: nn.Module, batch: dict[str, list]) -> list[Any]:
     model.eval()
+    for name, parameter in model.named_parameters():
+        # Untrained stages move boxes out of the image one after the other, and mmdet cannot paste
+        # the mask of such a box on a CPU. Boxes that stay where they are keep the same shapes.
+        if '.fc_reg.' in name:
+            nn.init.zeros_(parameter)
     with torch.no_grad():
         return model(**model.data_preprocessor(batch, False), mode='predict')
 
@@ -148,7 +177,9 @@ def _batch(cfg: Config, scope: str, side: int) -> dict[str, list]:
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(256, (3, side, side), generator=generator, dtype=torch.uint8)
               for _ in range(BATCH)]
-    sample = dict(mmdet=_detection, mmseg=_segmentation, mmpretrain=_label)[scope]
+    sample = dict(
+        mmdet=_detection, mmrotate=_rotated_detection, mmseg=_segmentation, mmpretrain=_label,
+    )[scope]
     numbers = [part.get(key) for part in dicts_in(cfg.model)
                for key in ('num_classes', 'num_things_classes')]
     num_classes = min((n for n in numbers if isinstance(n, int)), default=2)
@@ -159,27 +190,54 @@ def _batch(cfg: Config, scope: str, side: int) -> dict[str, list]:
 def _detection(
     index: int, side: int, num_classes: int, cfg: Config, generator: torch.Generator
 ) -> Any:
-    import numpy as np
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
-    from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
-    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.3, 0.2, 0.9, 0.9]]) * side
-    masks = np.zeros((len(boxes), side, side), dtype=np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
-        mask[top:bottom, left:right] = 1
+    boxes = torch.tensor(_BOXES) * side
     sample = DetDataSample(metainfo=_meta(index, side))
     sample.gt_instances = InstanceData(
         bboxes=HorizontalBoxes(boxes), labels=torch.tensor([0, num_classes - 1]))
-    if any(part.get('with_mask') for part in dicts_in(cfg.get('train_dataloader'))):
-        sample.gt_instances.masks = BitmapMasks(masks, side, side)
+    sample.ignored_instances = InstanceData(
+        bboxes=HorizontalBoxes(boxes[:0]), labels=torch.zeros(0, dtype=torch.int64))
+    if _loads_masks(cfg):
+        sample.gt_instances.masks = _masks(boxes, side)
+        sample.ignored_instances.masks = _masks(boxes[:0], side)
     # The first class that is not a thing, where a method tells things from the rest.
-    stuff = cfg.model.get('panoptic_head', {}).get('num_things_classes', 0)
+    stuff = max((part.get('num_things_classes') or 0 for part in dicts_in(cfg.model)), default=0)
     sample.gt_sem_seg = PixelData(sem_seg=torch.full((1, side, side), stuff))
     if not cfg.model.get('rpn_head'):
         # Detectors without a proposal network read them from the data.
         sample.proposals = InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)))
     return sample
+
+
+def _rotated_detection(
+    index: int, side: int, num_classes: int, cfg: Config, generator: torch.Generator
+) -> Any:
+    from mmrotate.structures.bbox import RotatedBoxes
+    sample = _detection(index, side, num_classes, cfg, generator)
+    for instances in (sample.gt_instances, sample.ignored_instances):
+        instances.bboxes = instances.bboxes.convert_to('rbox')
+    # A quarter of a right angle, in radians.
+    sample.gt_instances.bboxes = RotatedBoxes(
+        sample.gt_instances.bboxes.tensor + torch.tensor([0., 0., 0., 0., math.pi / 8]))
+    return sample
+
+
+def _loads_masks(cfg: Config) -> bool:
+    transforms = list(dicts_in(cfg.get('train_dataloader')))
+    # Panoptic annotations are loaded with their masks unless a config says otherwise.
+    return any(part.get('with_mask', part.get('type') == 'LoadPanopticAnnotations')
+               for part in transforms)
+
+
+def _masks(boxes: torch.Tensor, side: int) -> Any:
+    import numpy as np
+    from mmdet.structures.mask import BitmapMasks
+    masks = np.zeros((len(boxes), side, side), dtype=np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
+        mask[top:bottom, left:right] = 1
+    return BitmapMasks(masks, side, side)
 
 
 def _segmentation(
