@@ -130,7 +130,7 @@ def assert_as_sample(prediction: Prediction, sample) -> None:
         assert len(prediction.boxes) == len(instances) > 0
         instances = instances[instances.scores.sort(descending=True, stable=True).indices]
         np.testing.assert_allclose(prediction.boxes, instances.bboxes, atol=1e-3)
-        np.testing.assert_allclose(prediction.scores, instances.scores, rtol=1e-5)
+        np.testing.assert_allclose(prediction.scores, instances.scores, rtol=1e-4)
         np.testing.assert_array_equal(prediction.labels, instances.labels)
         if 'masks' in instances:
             np.testing.assert_array_equal(prediction.masks, instances.masks)

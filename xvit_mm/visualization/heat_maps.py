@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 
 _PANEL = 3.2  # inches
-_OPACITY = 0.75  # of the greatest weight; the image shows through where weights are small
-_GAMMA = 0.6  # weights are few and far between: small ones are lifted
+_OPACITY = 0.85  # of the greatest weight; the image shows through where weights are small
+_FAINTEST = 0.4  # share of that for the least weight
+_GAMMA = 0.6  # large weights are rare: small ones are lifted
 
 
 def write_heat_maps(
@@ -26,8 +27,9 @@ def write_heat_maps(
     Args:
         path: of the picture; it appears when it is complete.
         image: [H, W, 3] of uint8 in RGB.
-        maps: by title, [h, w] of at least 0. Each has its own scale, from 0 to its greatest weight,
-            which stands in its title; NaN shows the image alone.
+        maps: by title, [h, w] of at least 0. Each has a scale of its own from its least to its
+            greatest weight, pale yellow to red, which stand below its title; 0 and NaN show the
+            image alone.
         title: above all.
         pixel: (x, y) as shares of width and height, marked by a cross.
         columns: panels in a row.
@@ -37,7 +39,7 @@ def write_heat_maps(
     columns = min(columns, len(maps) + 1)
     rows = math.ceil((len(maps) + 1) / columns)
     height, width = image.shape[:2]
-    figure = Figure(figsize=(columns * _PANEL, rows * (_PANEL * height / width + 0.35) + 0.4),
+    figure = Figure(figsize=(columns * _PANEL, rows * (_PANEL * height / width + 0.5) + 0.4),
                     dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -46,17 +48,19 @@ def write_heat_maps(
     grey = np.repeat(image.mean(2, keepdims=True), 3, axis=2) / 255
     for panel, (name, weights) in zip(panels[1:], maps.items()):
         values = weights.float().cpu().numpy()
-        greatest = float(np.nan_to_num(values).max()) or 1.
-        shares = (np.nan_to_num(values) / greatest)**_GAMMA
-        panel.imshow(0.6 * grey + 0.4)
-        panel.imshow(shares, cmap='inferno', vmin=0, vmax=1, extent=(-0.5, width - 0.5,
-                     height - 0.5, -0.5), alpha=_OPACITY * ~np.isnan(values) * np.maximum(
-                     shares, 0.35), interpolation='nearest')
-        panel.set_title(f'{name} (max {greatest:.2g})', fontsize=9)
+        seen = values[np.nan_to_num(values) > 0]
+        least, greatest = (seen.min(), seen.max()) if seen.size else (0., 1.)
+        shares = ((values - least) / (greatest - least or 1.)).clip(0)**_GAMMA
+        opacity = _OPACITY * np.maximum(np.nan_to_num(shares), _FAINTEST) * (
+            np.nan_to_num(values) > 0)
+        panel.imshow(0.5 * grey + 0.5)
+        panel.imshow(np.nan_to_num(shares), cmap='YlOrRd', vmin=0, vmax=1, alpha=opacity,
+                     extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation='nearest')
+        panel.set_title(f'{name}\n{least:.2g} to {greatest:.2g}', fontsize=9)
     for panel in panels:
         panel.set_axis_off()
         if pixel is not None and panel in panels[:len(maps) + 1]:
-            panel.plot(pixel[0] * width, pixel[1] * height, '+', color='#00e5ff', markersize=10,
+            panel.plot(pixel[0] * width, pixel[1] * height, '+', color='#0050ff', markersize=10,
                        markeredgewidth=2)
     figure.suptitle(title, fontsize=10)
     path = Path(path)
