@@ -35,6 +35,7 @@ EXTRAS = {
     ],
     # For released weights that are on Google Drive.
     'weights': ['gdown'],
+    'export': ['onnx', 'onnxruntime', 'onnxscript'],
     'dev': [
         'pytest',
         'pytest-xdist',

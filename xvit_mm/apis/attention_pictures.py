@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from xvit_mm.models.backbones import CrossFormer
 from xvit_mm.utils.config import ConfigError
 from xvit_mm.visualization.attention import attention_maps, receptive_fields
 from xvit_mm.visualization.heat_maps import write_heat_maps
@@ -86,8 +87,10 @@ def write_attention_pictures(
                                                                           :shown.shape[1]]
                 for name, values in maps.items()}
             written.append(Path(folder) / f'{path.stem}_{way.replace("-", "_")}.png')
+            has_query = way != 'attention' or isinstance(model.backbone, CrossFormer)
             write_heat_maps(
-                written[-1], np.ascontiguousarray(shown), maps, pixel=shares, columns=columns,
+                written[-1], np.ascontiguousarray(shown), maps, columns=columns,
+                pixel=shares if has_query else None,
                 title=f'{type(model.backbone).__name__}, {way.replace("-", " ")}: {path.name}')
     return written
 

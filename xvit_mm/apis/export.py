@@ -95,7 +95,11 @@ def export_onnx(
     try:
         _export(module.eval(), names, partial, size, opset or (18 if dynamo else 17), dynamo)
         _note(partial, cfg, meta, part)
-        deviations = list(compare(module, partial, CHECKS))
+        # Some necks need the sizes that the config pads images to.
+        divisor = 1 if part == 'backbone' else _preprocessor(cfg).get('pad_size_divisor') or 1
+        shapes = [(batch, *(-(-side // divisor) * divisor for side in sides))
+                  for batch, *sides in CHECKS]
+        deviations = list(compare(module, partial, shapes))
         worst = max(deviations, key=lambda deviation: deviation.relative)
         if not worst.relative <= TOLERANCE:
             raise ExportError(f'{path} is not written, it would be wrong: {worst}')
@@ -157,8 +161,7 @@ def _export(
 def _note(path: Path, cfg: Config, meta: Mapping[str, Any], part: str) -> None:
     """Write into a file what its user must know."""
     import onnx
-    preprocessor = {**(cfg.get('data_preprocessor') or {}),
-                    **(cfg.model.get('data_preprocessor') or {})}
+    preprocessor = _preprocessor(cfg)
     is_rgb = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {
@@ -168,6 +171,10 @@ def _note(path: Path, cfg: Config, meta: Mapping[str, Any], part: str) -> None:
         'classes': '\n'.join(classes_of(cfg, meta)[0]) if part != 'backbone' else '',
     })
     onnx.save(model, str(path))
+
+
+def _preprocessor(cfg: Config) -> dict[str, Any]:
+    return {**(cfg.get('data_preprocessor') or {}), **(cfg.model.get('data_preprocessor') or {})}
 
 
 def _check_packages(dynamo: bool) -> None:
