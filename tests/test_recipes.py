@@ -3,6 +3,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_predictions_in_python(folder, capsys):
 
 
 def test_a_config_on_top_of_one_that_ships(folder):
-    Path('mine.py').write_text(snippet('_base_ ='))
+    Path('mine.py').write_text(snippet('_base_ = ['))
     cfg = Config.fromfile('mine.py')
     assert (cfg.model.backbone.type, cfg.model.backbone.arch) == ('xvit_mm.CrossFormer', 't')
     with torch.device('meta'):
@@ -70,6 +71,42 @@ def test_a_config_in_pure_python(folder):
     model = build_model(Config.fromfile('pure.py')).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 3, 64, 64)).shape == (1, 10)
+
+
+def test_mmrotate_trains_with_our_backbone_without_an_import():
+    """In a process of its own: here the package has been imported."""
+    mmrotate = pytest.importorskip('mmrotate')
+    folder = Path(mmrotate.__file__).parent / '.mim' / 'configs' / 'rotated_retinanet'
+    code = snippet('rotated-retinanet').replace("_base_ = '", f"_base_ = '{folder}/")
+    done = subprocess.run([sys.executable, '-c', _ROTATED, code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+_ROTATED = '''
+import sys
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
+
+cfg = Config.fromstring(sys.argv[1], '.py')
+init_default_scope('mmrotate')
+assert 'xvit_mm' not in sys.modules
+model = MODELS.build(cfg.model).train()
+from mmdet.structures import DetDataSample
+from mmrotate.structures.bbox import RotatedBoxes
+shape = (128, 128)
+sample = DetDataSample(metainfo=dict(
+    img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape,
+    scale_factor=(1., 1.)))
+sample.gt_instances = InstanceData(
+    bboxes=RotatedBoxes(torch.tensor([[60., 60., 40., 20., 0.3]])), labels=torch.tensor([1]))
+sample.ignored_instances = InstanceData(
+    bboxes=RotatedBoxes(torch.zeros(0, 5)), labels=torch.zeros(0, dtype=torch.long))
+losses = model(torch.randn(1, 3, *shape), [sample], mode='loss')
+sum(sum(loss) for loss in losses.values()).backward()
+assert next(model.backbone.parameters()).grad.abs().sum() > 0
+'''
 
 
 def test_paths_of_data_for_stock_tools(folder):
@@ -125,4 +162,4 @@ def test_commands(command, folder, monkeypatch, capsys):
 
 def test_every_snippet_is_run():
     """One test for each of them: a new one needs another."""
-    assert len(PYTHON) == 7 and len(COMMANDS) == 4
+    assert len(PYTHON) == 8 and len(COMMANDS) == 4

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
 from xvit_mm.checkpoints import official_model, read_checkpoint
@@ -74,7 +74,6 @@ class Predictor:
     ) -> None:
         self.pipeline = TestPipeline(cfg)
         checked = checked_device(device)
-        init_default_scope(cfg.get('default_scope') or 'mmengine')
         self.model = build_model(cfg)
         meta = load_weights(self.model, checkpoint, cfg)
         self.classes, self.palette = classes_of(cfg, meta)
