@@ -45,7 +45,7 @@ def test_crossformer_runs_in_onnx_runtime(tmp_path: Path):
 
 @pytest.mark.parametrize('name', [
     'CrossViT', 'XFormer',
-    pytest.param('VTResNet', marks=not_in_torch_2_1('ONNX export of ceil_mode pooling at any size')),
+    pytest.param('VTResNet', marks=not_in_torch_2_1('ONNX export of pooling with ceil_mode')),
 ])
 def test_the_others_take_any_batch_and_size_in_onnx_runtime(name: str, tmp_path: Path):
     backbone, session, image = exported(
