@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 from toy_data import NUM_IMAGES, accept_toy_cifar10, make_toy_data
 from torch import nn
 
 from xvit_mm.apis import build_model, build_runner
 from xvit_mm.datasets.checking import check_datasets, datasets_of
+from xvit_mm.engine.runner import Runner
 from xvit_mm.utils.config import check_data, load_config, revert_sync_bn, use_tta
 from xvit_mm.utils.shipped_configs import list_configs
 
