@@ -7,6 +7,7 @@ default_hooks = dict(
     # Two are kept, for the case that the disk damages one.
     checkpoint=dict(type='xvit_mm.CheckpointHook', interval=1, max_keep_ckpts=2, save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    finite_loss=dict(type='xvit_mm.FiniteLossHook'),
     progress_bar=dict(type='xvit_mm.ProgressBarHook'),
     curves=dict(type='xvit_mm.CurvesHook'),
     pictures=dict(type='xvit_mm.PicturesHook'),

@@ -19,13 +19,14 @@ from mmengine.dist import get_rank, is_distributed
 
 from xvit_mm.checkpoints import CheckpointError
 from xvit_mm.datasets.own_data import use_own_data
-from xvit_mm.engine.hooks import close_progress_bar
+from xvit_mm.engine.data_errors import DataError
+from xvit_mm.engine.hooks import DivergedError, close_progress_bar
 from xvit_mm.utils.config import ConfigError, load_config, revert_sync_bn
 from xvit_mm.utils.files import FolderError
 
 # What a wrong file or option raises; anything else is a defect and keeps its traceback.
 EXPECTED_ERRORS = (ConfigError, CheckpointError, FileNotFoundError, PermissionError,
-                   ModuleNotFoundError, FolderError)
+                   ModuleNotFoundError, FolderError, DataError, DivergedError)
 INTERRUPTED = 130
 _DICT = re.compile(r'[=\[(,]\s*(dict\(|\{[^}]*:)')
 # Of a disk that cannot take more: full, over quota, read-only, or a file beyond the limit.

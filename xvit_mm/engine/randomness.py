@@ -9,6 +9,8 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from .data_errors import check_image
+
 
 def random_state() -> dict[str, Any]:
     """Return the states of python's, numpy's and torch's generators as tensors and numbers.
@@ -79,8 +81,8 @@ class SeededIndex(int):
 class SeededDataset(Dataset):
     """A data set whose random transforms depend on the key of a `SeededIndex` alone.
 
-    It passes for the data set that it wraps: all other attributes are that one's, for reading and
-    for writing, as hooks that change a pipeline expect.
+    An image that cannot be read is named. It passes for the data set that it wraps: all other
+    attributes are that one's, for reading and for writing, as hooks that change a pipeline expect.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -88,13 +90,20 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, SeededIndex):
-            return self._seeded_dataset[index]
+            return self._load(index)
         if get_worker_info() is not None:
             seed_all(*index.key)
-            return self._seeded_dataset[int(index)]
+            return self._load(int(index))
         with preserved_randomness():
             seed_all(*index.key)
-            return self._seeded_dataset[int(index)]
+            return self._load(int(index))
+
+    def _load(self, index: int) -> Any:
+        try:
+            return self._seeded_dataset[index]
+        except Exception:
+            check_image(self._seeded_dataset, index)
+            raise
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [self[index] for index in indices]
@@ -168,11 +177,18 @@ def seed_samples(loader: DataLoader, seed: int) -> SeededBatches | None:
     if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
         return None
     batches = SeededBatches(loader.batch_sampler, seed)
-    # A loader refuses to have them set once it is made.
-    object.__setattr__(loader, 'dataset', SeededDataset(loader.dataset))
+    wrap_dataset(loader)
     object.__setattr__(loader, 'batch_sampler', batches)
     stop_workers(loader)  # which hold the former data set
     return batches
+
+
+def wrap_dataset(loader: DataLoader) -> None:
+    """Have a loader read through a `SeededDataset`."""
+    if type(loader.dataset) is not SeededDataset and not isinstance(
+            loader.dataset, IterableDataset):
+        # A loader refuses to have it set once it is made.
+        object.__setattr__(loader, 'dataset', SeededDataset(loader.dataset))
 
 
 def stop_workers(loader: DataLoader | None) -> None:

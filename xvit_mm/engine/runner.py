@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import load_state_dict
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from xvit_mm.checkpoints import (CheckpointError, NoBackbone, check_kinds, check_values,
                                  find_state_dict, load_tensors, read_checkpoint)
@@ -23,8 +24,10 @@ from xvit_mm.registry import RUNNERS
 from xvit_mm.utils.files import replaced_whole
 from xvit_mm.utils.training_files import TEMPLATES, checkpoints_in
 
+from .data_errors import NamedErrors
 from .hooks.checkpoint import CheckpointHook
 from .loops import resumable_loop
+from .randomness import wrap_dataset
 from .resuming import STATE, check_training_state, newest_readable
 
 ReviseKeys = Sequence[tuple[str, str]]
@@ -182,6 +185,22 @@ class Runner(MMEngineRunner):
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the training loop, mmengine's two in the form that resumes bit for bit."""
         return super().build_train_loop(resumable_loop(loop) if isinstance(loop, dict) else loop)
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict[str, Any], *args: Any, **kwargs: Any
+    ) -> DataLoader:
+        """Build a data loader; arguments as mmengine's.
+
+        Raises:
+            ConfigError: its annotations cannot be used, or no image is left of them.
+        """
+        names = NamedErrors(dataloader)
+        with names:
+            loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
+        names.check_length(loader.dataset)
+        wrap_dataset(loader)
+        return loader
 
     def register_hook(self, hook: Hook | dict[str, Any], priority: Any = None) -> None:
         """Register a hook, `xvit_mm.CheckpointHook` in place of mmengine's."""

@@ -2,10 +2,11 @@
 from .channels_last import ChannelsLastHook
 from .checkpoint import CheckpointHook
 from .curves import CurvesHook
+from .finite_loss import DivergedError, FiniteLossHook
 from .pictures import PicturesHook
 from .progress_bar import ProgressBarHook, close_progress_bar
 
 __all__ = [
-    'ChannelsLastHook', 'CheckpointHook', 'CurvesHook', 'PicturesHook', 'ProgressBarHook',
-    'close_progress_bar'
+    'ChannelsLastHook', 'CheckpointHook', 'CurvesHook', 'DivergedError', 'FiniteLossHook',
+    'PicturesHook', 'ProgressBarHook', 'close_progress_bar'
 ]
