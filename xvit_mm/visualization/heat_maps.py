@@ -50,7 +50,8 @@ def write_heat_maps(
         values = weights.float().cpu().numpy()
         seen = values[np.nan_to_num(values) > 0]
         least, greatest = (seen.min(), seen.max()) if seen.size else (0., 1.)
-        shares = ((values - least) / (greatest - least or 1.)).clip(0)**_GAMMA
+        shares = np.ones_like(values) if least == greatest else (
+            (values - least) / (greatest - least)).clip(0)**_GAMMA
         opacity = _OPACITY * np.maximum(np.nan_to_num(shares), _FAINTEST) * (
             np.nan_to_num(values) > 0)
         panel.imshow(0.5 * grey + 0.5)
