@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from small_models import SMALL
 
-from xvit_mm.apis import build_model
+from xvit_mm.apis import build_model, predict
 from xvit_mm.apis.inference import IGNORED, Prediction, Predictor
 from xvit_mm.apis.media import BrokenFile, find_sources, read_frames
 from xvit_mm.apis.predict import predict_files
@@ -287,7 +287,7 @@ def test_a_video_becomes_a_video_and_data_for_each_frame(task, video, weights, t
         assert names == [f'{video}#{i}' for i in range(10)]
     elif task == 'segmentation':
         assert len(list((out / 'labels/clip').glob('*.png'))) == 10
-    assert not list(out.rglob('.partial*'))
+    assert not list(out.rglob('.*partial*'))
 
 
 def test_a_webcam_runs_until_it_is_interrupted(weights, tmp_path, monkeypatch):
@@ -320,11 +320,23 @@ def test_a_webcam_runs_until_it_is_interrupted(weights, tmp_path, monkeypatch):
         'webcam3.mp4', 'predictions.json'}
 
 
+def test_an_interruption_leaves_nothing_half_done(video, weights, tmp_path, monkeypatch):
+    def interrupted(source):
+        yield np.zeros((64, 96, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, 'read_frames', interrupted)
+    cfg = config('detection')
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(cfg, weights(cfg), [str(video)], tmp_path / 'out')
+    assert not list((tmp_path / 'out').iterdir())
+
+
 def test_videos_that_are_broken_are_named(video, tmp_path):
-    (tmp_path / 'text.mp4').write_text('no video')
-    for path in (tmp_path / 'text.mp4', ):
-        with pytest.raises(BrokenFile, match=f'{path.name} cannot be opened: damaged, or no video'):
-            list(read_frames(find_sources([str(path)])[0]))
+    path = tmp_path / 'text.mp4'
+    path.write_text('no video')
+    with pytest.raises(BrokenFile, match='text.mp4 cannot be opened: damaged, or no video'):
+        list(read_frames(find_sources([str(path)])[0]))
 
 
 def test_the_tool_skips_broken_images_and_says_so_at_the_end(images, weights, tmp_path):

@@ -1,5 +1,4 @@
 """Losses and metrics of several runs in one picture and one table."""
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from rich.table import Table
 
 from xvit_mm.engine.hooks.curves import MAIN_METRICS, History, main_metrics, read_history, smooth
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.files import replaced_whole
 
 LOSS = 'loss'
 
@@ -71,9 +71,8 @@ def draw_comparison(
         panel.remove()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.partial_{path.name}')
-    figure.savefig(partial, format='png')
-    os.replace(partial, path)
+    with replaced_whole(path) as partial:
+        figure.savefig(partial, format='png')
 
 
 def comparison_table(

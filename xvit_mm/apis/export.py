@@ -13,6 +13,7 @@ from mmengine.config import Config
 from torch import nn
 
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.files import check_writable
 
 from .build import build_model
 from .export_parts import PARTS, part_of
@@ -24,7 +25,7 @@ CHECKS = ((2, 192, 256), (3, 256, 224), (2, 225, 290))
 TOLERANCE = 1e-3  # of the largest value of an output
 
 
-class ExportError(RuntimeError):
+class ExportError(ConfigError):
     """The file that was made does not compute what the model does; the message says by how much."""
 
 
@@ -87,10 +88,10 @@ def export_onnx(
         raise ConfigError(f'--out {str(path)!r}: the name must end in .onnx')
     if part not in PARTS:
         raise ConfigError(f'--part {part!r}: choose from {", ".join(PARTS)}')
+    check_writable(path.parent, '--out')
     model = build_model(cfg)
     meta = load_weights(model, checkpoint, cfg) if checkpoint else {}
     module, names = part_of(model.eval(), part)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.partial_{path.name}')
     try:
         _export(module.eval(), names, partial, size, opset or (18 if dynamo else 17), dynamo)
@@ -139,7 +140,7 @@ def _export(
 ) -> None:
     images = torch.randn(1, 3, *size)
     options: dict[str, Any] = dict(
-        opset_version=opset, input_names=['images'], output_names=list(names))
+        opset_version=opset, input_names=['images'], output_names=list(names), verbose=False)
     if dynamo:
         # Batch one would be taken for a constant.
         images = torch.randn(2, 3, *size)

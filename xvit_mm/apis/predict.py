@@ -11,9 +11,10 @@ from mmengine.config import Config
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.files import check_writable
 from xvit_mm.visualization.predictions import draw_prediction
 
-from .inference import Prediction, Predictor
+from .inference import Prediction, Predictor, checked_device
 from .media import BrokenFile, Source, find_sources, frame_rate, num_frames, read_frames
 from .prediction_files import PredictionFiles, write_picture
 
@@ -60,16 +61,18 @@ def predict_files(
     Raises:
         ConfigError: an input, class, device or number that does not exist or make sense.
         CheckpointError: the weights do not fit the whole model.
+        FolderError: the folder cannot be written.
     """
     if batch_size < 1:
         raise ConfigError(f'--batch-size {batch_size}: give at least 1')
     if not 0 <= score_thr <= 1:
         raise ConfigError(f'--score-thr {score_thr}: give a number from 0 to 1')
+    checked_device(device)
     sources = find_sources(inputs)
+    check_writable(folder, '--out')
     predictor = Predictor(
         cfg, checkpoint, device=device, classes=classes, score_thr=score_thr)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     result = Predicted()
     files = PredictionFiles(folder, predictor.classes)
     pictures = _Pictures(folder, predictor, result)
@@ -83,12 +86,14 @@ def predict_files(
                     files.add(name, path, frame.shape[:2], prediction)
                 result.num_images += len(batch)
                 progress.update(progress.task_ids[0], advance=len(batch))
-        except KeyboardInterrupt:
+        except BaseException as error:
             # The only way to end a webcam.
-            if not any(source.kind == 'webcam' for source in sources):
+            is_end = isinstance(error, KeyboardInterrupt) and any(
+                source.kind == 'webcam' for source in sources)
+            if not is_end:
+                pictures.discard()
                 raise
-        finally:
-            pictures.close()
+        pictures.close()
     result.written += files.close()
     return result
 
@@ -154,6 +159,12 @@ class _Pictures:
         os.replace(self._partial(self.source), path)
         self.result.written.append(path)
         self.source = self.writer = None
+
+    def discard(self) -> None:
+        """Remove the video that is not finished."""
+        if self.writer is not None:
+            self.writer.release()
+            self._partial(self.source).unlink(missing_ok=True)
 
     def _open(self, source: Source, picture: np.ndarray) -> cv2.VideoWriter:
         size = picture.shape[1], picture.shape[0]

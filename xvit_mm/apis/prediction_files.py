@@ -1,13 +1,14 @@
 """Predictions as files that other programs read: COCO's JSON, label images, CSV."""
 import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+
+from xvit_mm.utils.files import replaced_whole, write_text
 
 from .inference import Prediction
 
@@ -62,18 +63,18 @@ class PredictionFiles:
             categories = [dict(id=i, name=name) for i, name in enumerate(self.classes, start=1)]
             contents = dict(
                 images=self.images, annotations=self.annotations, categories=categories)
-            return [_write_text(self.folder / 'predictions.json', json.dumps(contents))]
+            write_text(self.folder / 'predictions.json', json.dumps(contents))
+            return [self.folder / 'predictions.json']
         if self.has_labels:
             names = ''.join(f'{name}\n' for name in self.classes)
-            _write_text(self.folder / 'labels' / 'classes.txt', names)
+            write_text(self.folder / 'labels' / 'classes.txt', names)
             return [self.folder / 'labels']
         if self.rows:
             path = self.folder / 'predictions.csv'
-            partial = _partial(path)
-            with partial.open('w', newline='', encoding='utf-8') as file:
+            with replaced_whole(path) as partial, \
+                    partial.open('w', newline='', encoding='utf-8') as file:
                 csv.writer(file).writerows(
                     [['file', 'rank', 'label', 'class', 'score'], *self.rows])
-            os.replace(partial, path)
             return [path]
         return []
 
@@ -102,14 +103,13 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write an image file, complete or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        FolderError: it cannot be written.
     """
-    partial = path.with_name(f'.partial_{path.name}')
     is_encoded, data = cv2.imencode(path.suffix, picture)
     if not is_encoded:
         raise OSError(f'{path} cannot be written as {path.suffix}')
-    partial.write_bytes(data.tobytes())
-    os.replace(partial, path)
+    with replaced_whole(path) as partial:
+        partial.write_bytes(data.tobytes())
 
 
 def _encoded(mask: np.ndarray) -> dict[str, Any]:
@@ -118,15 +118,3 @@ def _encoded(mask: np.ndarray) -> dict[str, Any]:
     height, width = mask.shape
     return dict(area=int(mask.sum()), segmentation=dict(
         size=[height, width], counts=encoded['counts'].decode('ascii')))
-
-
-def _write_text(path: Path, text: str) -> Path:
-    partial = _partial(path)
-    partial.write_text(text, encoding='utf-8')
-    os.replace(partial, path)
-    return path
-
-
-def _partial(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f'.partial_{path.name}')

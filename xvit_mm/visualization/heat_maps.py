@@ -1,11 +1,12 @@
 """Maps of weights over their image, as one picture with titles."""
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+
+from xvit_mm.utils.files import replaced_whole
 
 _PANEL = 3.2  # inches
 _OPACITY = 0.85  # of the greatest weight; the image shows through where weights are small
@@ -66,6 +67,5 @@ def write_heat_maps(
     figure.suptitle(title, fontsize=10)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.partial_{path.name}')
-    figure.savefig(partial, format='png')
-    os.replace(partial, path)
+    with replaced_whole(path) as partial:
+        figure.savefig(partial, format='png')
