@@ -265,7 +265,8 @@ def test_official_files_of_whole_models_load_strictly(config):
                for n, t in model.state_dict().items())
     name = min(parts)
     for wrong, message in (
-            ({n: t for n, t in weights.items() if n != name}, f'{name} of the model not in the file'),
+            ({n: t for n, t in weights.items() if n != name},
+             f'{name} of the model not in the file'),
             (weights | {name: torch.ones(3)}, f'{name} of another shape'),
             (weights | {'neck.extra': torch.ones(3)}, 'neck.extra of the file not in the model')):
         said = unchanged(model, lambda: load_official(model, wrong, strict=True))
@@ -296,7 +297,8 @@ def test_testing_the_weights_of_the_catalogue_is_strict(tmp_path, monkeypatch):
     loader = torch.utils.data.DataLoader([dict(inputs=torch.ones(2))])
     settings = dict(test_dataloader=loader, test_cfg=dict(), test_evaluator=[])
     runner = build(tmp_path, Whole(), load_from='official://some', **settings)
-    with pytest.raises(CheckpointError, match='does not cover the whole Whole: neck.bias of the model'):
+    message = 'does not cover the whole Whole: neck.bias of the model'
+    with pytest.raises(CheckpointError, match=message):
         runner.test()
     build(tmp_path, Whole(), load_from='official://some').load_or_resume()
 

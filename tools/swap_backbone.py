@@ -26,13 +26,14 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Put an xvit_mm backbone into a config of mmdet, mmseg, mmpretrain or mmrotate.')
+        description='Put an xvit_mm backbone into a config of mmdet, mmseg, mmpretrain or '
+        'mmrotate.')
     parser.add_argument('config', help='your config')
     parser.add_argument('--backbone', required=True, metavar='TYPE',
                         help=f'one of {", ".join(BACKBONES)}')
     parser.add_argument('--arch', metavar='NAME',
-                        help='variant: s, tiny, ...; 18 to 101 for VTResNet; may be left out: s for '
-                        'CrossFormer and XFormer, small for CrossViT, 18 for VTResNet')
+                        help='variant: s, tiny, ...; 18 to 101 for VTResNet; may be left out: s '
+                        'for CrossFormer and XFormer, small for CrossViT, 18 for VTResNet')
     parser.add_argument('--backbone-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
                         help='further arguments, as drop_path_rate=0.3 with_cp=True')
     parser.add_argument('--out', required=True, metavar='NEW_CONFIG', help='where to write')

@@ -249,7 +249,8 @@ class CrossViT(Backbone):
             with_cp=with_cp, init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         self.image_branch = image_branch
-        widths, self.patch_sizes = settings['embed_dims'], tuple(settings['patch_sizes'])
+        widths = settings['embed_dims']
+        self.patch_sizes: tuple[int, int] = tuple(settings['patch_sizes'])
         sides = branch_grids((settings['img_size'],) * 2, 'large', self.patch_sizes)
         self.embeds = nn.ModuleList(
             BranchEmbedding(in_channels, width, patch_size=patch_size, grid_side=side,
@@ -327,7 +328,7 @@ class CrossViT(Backbone):
 def branch_grids(
     size: tuple[int, int], image_branch: str, patch_sizes: tuple[int, int] = (12, 16)
 ) -> tuple[Grid, Grid]:
-    """Grids (height, width) of S and L: (20, 20) and (14, 14) for 240 with `small`, 224 with `large`.
+    """Grids (height, width) of S and L: (20, 20) and (14, 14), `small` for 240, `large` for 224.
 
     The branch that sees the image as it is has as many patches as cover it, the other one as many
     as come closest to the published ratio or, for other patch sizes, to the same scale.
@@ -336,8 +337,8 @@ def branch_grids(
     # Patches along a side, S and L.
     sides = PUBLISHED_GRIDS.get(patch_sizes, patch_sizes[::-1])
     own, other = sides[branch], sides[1 - branch]
-    # Whole numbers that are not negative, so that the grids follow the size in a traced model and in
-    # one exported to ONNX; at least 1, as own <= 2 * other.
+    # Whole numbers that are not negative, so that the grids follow the size in a traced model and
+    # in one exported to ONNX; at least 1, as own <= 2 * other.
     covering = tuple((n + patch_sizes[branch] - 1) // patch_sizes[branch] for n in size)
     rounded = tuple((2 * n * other + own) // (2 * own) for n in covering)
     return (covering, rounded) if branch == 0 else (rounded, covering)
