@@ -209,6 +209,9 @@ DAMAGE = {
     'the last checkpoint is gone': lambda d: (d / 'epoch_2.pth').unlink(),
     'the last checkpoint holds weights only': lambda d: torch.save(
         Noisy().state_dict(), d / 'epoch_2.pth'),
+    'the last checkpoint holds NaN': lambda d: torch.save(
+        {**torch.load(d / 'epoch_2.pth', weights_only=False),
+         'state_dict': {'net.0.weight': torch.full((8, 4), float('nan'))}}, d / 'epoch_2.pth'),
     'last_checkpoint is empty': lambda d: (d / 'last_checkpoint').write_text(''),
     'last_checkpoint is torn': lambda d: (d / 'last_checkpoint').write_bytes(b'epoch_2.p\0\xff'),
     'last_checkpoint is gone': lambda d: (d / 'last_checkpoint').unlink(),

@@ -6,6 +6,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from small_training import Losses, small_runner
 
 from xvit_mm.datasets.own_data import use_own_data
 from xvit_mm.datasets.shapes import make_shapes_dataset
+from xvit_mm.engine import Runner
 from xvit_mm.utils.config import load_config
 
 pytestmark = pytest.mark.training
@@ -112,17 +115,20 @@ def in_one_process(tool: str, *arguments: str) -> None:
         runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
 
 
-def in_two_processes(tool: str, config: Path, *arguments: str) -> str:
-    """Through the shell script; returns the output."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def in_two_processes(tool: str, config: Path, *arguments: str) -> str:
+    """Through the shell script; returns the output."""
     # The number of processes is the last of the script's own arguments.
     own, others = (1, arguments[1:]) if tool == 'test' else (0, arguments)
     paths = os.pathsep.join([str(ROOT / 'tests'), *sys.path])
     done = subprocess.run(
         [ROOT / f'tools/dist_{tool}.sh', config, *arguments[:own], '2', *others],
-        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=paths, PORT=str(port),
+        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=paths, PORT=str(free_port()),
                  OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -173,3 +179,30 @@ def test_every_image_is_evaluated_once(trained, tmp_path):
     predictions = pickle.loads((tmp_path / 'all.pkl').read_bytes())
     images = [prediction['img_path'] for prediction in predictions]
     assert len(images) == NUM_VAL == len(set(images))
+
+
+def train_cut_and_resume(rank: int, root: str, port: int) -> None:
+    """A training in one go, and one that is cut off and resumed, as one of two processes."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    Runner._log_env = lambda *args: None
+    weights = []
+    for name, stop_after, resume in (('whole', None, False), ('cut', 9, False), ('cut', 0, True)):
+        losses = Losses(stop_after=stop_after)
+        runner = small_runner(f'{root}/{name}', losses, launcher='pytorch', resume=resume)
+        with suppress(KeyboardInterrupt):
+            runner.train()
+        weights.append(runner.model.module.state_dict())
+    assert min(losses.values) == 9, 'resumed after two epochs of four iterations'
+    torch.save([weights[0], weights[2]], f'{root}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+def test_a_run_in_two_processes_is_resumed_bit_for_bit(tmp_path):
+    torch.multiprocessing.start_processes(
+        train_cut_and_resume, (str(tmp_path), free_port()), nprocs=2, start_method='spawn')
+    states = [state for rank in (0, 1)
+              for state in torch.load(tmp_path / f'{rank}.pth', weights_only=True)]
+    for state in states[1:]:
+        assert all(torch.equal(state[name], states[0][name]) for name in state)

@@ -3,6 +3,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from xvit_mm.checkpoints import CheckpointError
 
 STATE = 'resuming'  # in a checkpoint: random states and position in the data
@@ -38,11 +40,14 @@ def newest_readable(
 
 
 def check_training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Raise a CheckpointError if a checkpoint holds weights but no training to go on with."""
+    """Raise a CheckpointError unless a training can go on with a checkpoint."""
     missing = [entry for entry in _NEEDED if entry not in checkpoint]
     meta = checkpoint.get('meta')
     if not missing and not {'epoch', 'iter'} <= set(meta if isinstance(meta, Mapping) else ()):
         missing = ['meta.epoch and meta.iter']
+    for name, value in checkpoint.get('state_dict', {}).items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.isnan().any():
+            raise CheckpointError(f'{path} holds NaN, the first in {name}: its training diverged')
     if missing:
         raise CheckpointError(
             f'{path} holds weights but no training to go on with (it lacks {", ".join(missing)}). '
