@@ -1,14 +1,19 @@
 """VT-ResNet: published sizes, options, the ResNet that it holds, and where its tokens look."""
+from pathlib import Path
 
 import pytest
 import torch
+from mmcv.cnn.bricks import DropPath
 from torch import nn
 
 from xvit_mm.models.backbones import VTResNet, vt_resnet
 from xvit_mm.models.heads import VTClsHead
-from xvit_mm.models.layers import (FilterTokenizer, RecurrentTokenizer)
+from xvit_mm.models.layers import FilterTokenizer, RecurrentTokenizer
+from xvit_mm.registry import MODELS
 from xvit_mm.utils.complexity import count_macs
+from xvit_mm.utils.config import load_config
 
+CONFIGS = Path(__file__).parents[1] / 'configs'
 SMALL = dict(depth=18, base_channels=8, token_channels=32, num_tokens=4)
 
 
@@ -284,3 +289,25 @@ def test_pooled_tokens_have_no_attention_to_show():
         small(tokenizer='pooling').token_attention(torch.randn(1, 3, 64, 64))
     with pytest.raises(ValueError, match='builds no VT modules'):
         small(out_indices=(0,)).token_attention(torch.randn(1, 3, 64, 64))
+
+
+# Configs.
+
+
+@pytest.mark.parametrize('name', ['retinanet_vt_r50_coco', 'mask_rcnn_vt_r50_coco'])
+def test_detectors_with_a_resnets_recipe_freeze_the_first_stage_and_all_statistics(name):
+    backbone = MODELS.build(load_config(CONFIGS / f'{name}.py').model.backbone).train()
+    before = {n: b.clone() for n, b in backbone.named_buffers()}
+    backbone(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(b, before[n]) for n, b in backbone.named_buffers())
+    frozen = {n.split('.')[1] for n, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {'conv1', 'bn1', 'layer1'}
+
+
+@pytest.mark.parametrize('depth', [18, 34, 50, 101])
+def test_advanced_recipe_drops_paths_through_the_whole_network(depth):
+    cfg = load_config(CONFIGS / f'vt_r{depth}_advanced_imagenet.py').model.backbone
+    backbone = MODELS.build(cfg)
+    rates = [m.drop_prob for m in backbone.modules() if isinstance(m, DropPath)]
+    assert backbone.depth == depth and rates[0] == 0 and rates[-1] == pytest.approx(0.1)
+    assert all(rates[1:]) and rates == sorted(rates)

@@ -1,6 +1,7 @@
 # 400 epochs of RMSprop at batch 2048, from 0.01 to 0.16 in 5 epochs, then times 0.9875 per epoch: the
-# advanced recipe of the VT paper. Decay, momentum and eps of RMSprop are not in the paper; these are
-# EfficientNet's.
+# advanced recipe of the VT paper. Inferred, as the paper does not say: alpha, momentum and eps of
+# RMSprop (EfficientNet's), the weight decay (that of the paper's default recipe), and that the
+# factor 0.9875, its "decay", is that of the learning rate alone.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(
