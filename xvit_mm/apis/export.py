@@ -22,6 +22,7 @@ from .inference import classes_of, load_weights
 SIZE = (224, 256)  # (height, width) that the exporter sees, with a batch of one
 # Batch, height and width of the checks, none of which the exporter sees.
 CHECKS = ((2, 192, 256), (3, 256, 224), (2, 225, 290))
+MIN_SIDE = 128  # pixels; below it torch.export would need other graphs, for maps of a few tokens
 TOLERANCE = 1e-3  # of the largest value of an output
 
 
@@ -72,7 +73,8 @@ def export_onnx(
             NMS of RetinaNet and YOLOv3.
         size: (height, width) of the image that the exporter sees.
         opset: version of ONNX's operators, default 17, or 18 with `dynamo`.
-        dynamo: use torch's new exporter instead of the one that traces.
+        dynamo: use torch's new exporter instead of the one that traces; for sides of 128 pixels
+            and more.
 
     Returns:
         the deviation of each output, at three sizes and two batches that the exporter did not see.
@@ -146,7 +148,7 @@ def _export(
         images = torch.randn(2, 3, *size)
         dim = torch.export.Dim
         options |= dict(dynamo=True, external_data=False, dynamic_shapes=(
-            {0: dim('batch'), 2: dim('height', min=64), 3: dim('width', min=64)},))
+            {0: dim('batch'), 2: dim('height', min=MIN_SIDE), 3: dim('width', min=MIN_SIDE)},))
     else:
         options['dynamic_axes'] = {'images': {0: 'batch', 2: 'height', 3: 'width'}} | {
             name: {0: 'batch'} for name in names}
