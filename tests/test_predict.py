@@ -364,7 +364,7 @@ def test_weights_of_a_backbone_alone_are_refused(weights, tmp_path):
     contents = torch.load(weights(cfg))['state_dict']
     torch.save({n: t for n, t in contents.items() if n.startswith('backbone')},
                tmp_path / 'backbone.pth')
-    with pytest.raises(CheckpointError, match='does not cover the whole model.*bbox_head'):
+    with pytest.raises(CheckpointError, match='does not cover the whole RetinaNet.*bbox_head'):
         Predictor(cfg, tmp_path / 'backbone.pth')
 
 
