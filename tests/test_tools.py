@@ -254,14 +254,30 @@ def test_an_option_that_cannot_be_read_gets_a_line(option, capsys):
     assert f'--cfg-options {option}: give NAME=VALUE' in message
 
 
-def test_what_is_done_to_a_config_is_said(capsys):
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What is logged, whatever streams the logger of another test still holds."""
+    messages = []
+    for module in ('xvit_mm.apis.build', 'xvit_mm.utils.config'):
+        monkeypatch.setattr(f'{module}.print_log', lambda message, *args: messages.append(message))
+    return messages
+
+
+def test_what_is_done_to_a_config_is_said(said):
     from xvit_mm.apis import build_runner
     cfg = Config(dict(model=dict(norm_cfg=dict(type='SyncBN'))))
     revert_sync_bn(cfg)
     with pytest.raises(ConfigError):
         build_runner(cfg)
-    output = capsys.readouterr().out
-    assert 'SyncBN becomes BN in 1 places' in output and 'gets xvit_mm.Runner' in output
+    assert 'SyncBN becomes BN in 1 places' in said[0] and 'gets xvit_mm.Runner' in said[1]
+
+
+def test_another_runner_is_said_and_a_strategy_without_a_gpu_refused(said, monkeypatch):
+    from xvit_mm.apis import build_runner
+    monkeypatch.setattr('xvit_mm.apis.build.get_device', lambda: 'cpu')
+    with pytest.raises(ConfigError, match="strategy 'FSDPStrategy' needs a GPU"):
+        build_runner(Config(dict(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy'))))
+    assert 'asks for FlexibleRunner: checkpoints are read' in said[0]
 
 
 def test_randomness_can_be_set_in_a_config_without_it(tmp_path):

@@ -1,5 +1,6 @@
 """From a config to the model or the runner that it describes."""
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner as MMEngineRunner
@@ -18,6 +19,13 @@ def build_runner(cfg: Config) -> MMEngineRunner:
         cfg.runner_type = 'xvit_mm.Runner'
         print_log(f'{cfg.filename} names no runner_type and gets xvit_mm.Runner: official '
                   'checkpoints, safe reading, resuming after a kill', 'current')
+    elif cfg.runner_type != 'xvit_mm.Runner':
+        print_log(f'{cfg.filename} asks for {cfg.runner_type}: checkpoints are read, written and '
+                  'resumed as that runner does, not as xvit_mm.Runner does', 'current')
+    if cfg.get('strategy') and get_device() == 'cpu':
+        raise ConfigError(
+            f'{cfg.filename}: strategy {cfg.strategy.get("type")!r} needs a GPU, and torch sees '
+            'none. Leave out strategy and runner_type; --launcher pytorch then uses DDP')
     try:
         return RUNNERS.build(cfg)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
