@@ -146,7 +146,6 @@ def test_commands(command, folder, monkeypatch, capsys):
     if 'export' in command:
         pytest.importorskip('onnx')
         pytest.importorskip('onnxruntime')
-        pytest.xfail('CrossFormer does not yet export for any size')
     program, script, *arguments = shlex.split(command)
     assert program == 'python'
     arguments = [dict(CONFIG='retinanet_crossformer_demo', CHECKPOINT='weights.pth').get(a, a)

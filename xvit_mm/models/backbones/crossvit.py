@@ -34,6 +34,7 @@ from xvit_mm.registry import MODELS
 
 from ..layers import (FUSIONS, MLP, NORM_EPS, EvalCache, Run, SelfAttention, call,
                       resample_tokens)
+from ..layers.cache import sizes_are_symbolic
 from ..necks.branch_pyramid import BranchPyramid
 from ..settings import (TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
                         drop_path_rates)
@@ -113,7 +114,7 @@ class BranchEmbedding(EvalCache):
     def forward(self, image: Tensor, grid: Grid) -> Tensor:
         size = tuple(n * self.patch_size for n in grid)
         # A traced model resizes always: at another size it may have to.
-        if image.shape[2:] != size or torch.jit.is_tracing():
+        if image.shape[2:] != size or sizes_are_symbolic():
             image = F.interpolate(image, size=size, mode='bicubic', align_corners=False)
         patches = self.proj(image).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
@@ -316,7 +317,7 @@ class CrossViT(Backbone):
         bottom, right = (n * self.patch_sizes[branch] - side
                          for n, side in zip(grids[branch], image.shape[2:]))
         # A traced model pads always: at another size it may have to.
-        padded = torch.jit.is_tracing() or bottom or right
+        padded = sizes_are_symbolic() or bottom or right
         return F.pad(image, (0, right, 0, bottom)) if padded else image
 
     def _drop_paths(self, drop_path_rate: float) -> list[list[float]]:

@@ -32,6 +32,7 @@ from xvit_mm.checkpoints import VT_RESNET_NAMES
 from xvit_mm.registry import MODELS
 
 from ..layers import Stage, VTSettings
+from ..layers.cache import sizes_are_symbolic
 from ..layers.recorded_settings import EXTRA_STATE
 from ..settings import check_choice, check_drop_path_rate, drop_path_rates
 from .base import Backbone
@@ -262,7 +263,13 @@ class VTResNet(Backbone):
         return [getattr(self.resnet, name) for name in self.resnet.res_layers]
 
     def _pooled(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 2, ceil_mode=True) if self.pool_last else x
+        if not self.pool_last:
+            return x
+        if not sizes_are_symbolic():
+            return F.max_pool2d(x, 2, ceil_mode=True)
+        # Exporters fix whether ceil_mode rounds up, and torch 2.1 does not know it.
+        odd = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
+        return F.max_pool2d(F.pad(x, odd, value=float('-inf')), 2)
 
     def _checked_out_type(self, out_type: str) -> str:
         check_choice('out_type', out_type, ('featmap', 'tokens'))

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .cache import sizes_are_symbolic
+
 # CUDA's fused kernels put the batch on a grid axis of at most 65,535 blocks.
 MAX_FUSED_BATCH = 65_535
 
@@ -20,7 +22,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
         bias = bias.to(query.dtype)
         if bias.requires_grad and query.device.type == 'cpu':
             return _attend_unfused(query, key, value, bias)
-    if len(query) <= MAX_FUSED_BATCH:
+    if sizes_are_symbolic() or query.shape[0] <= MAX_FUSED_BATCH:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     parts = zip(*(t.split(MAX_FUSED_BATCH) for t in (query, key, value)))
     return torch.cat([F.scaled_dot_product_attention(*part, attn_mask=bias) for part in parts])

@@ -145,13 +145,6 @@ def is_compiling() -> bool:
     return torch.compiler.is_compiling() if public else torch._dynamo.is_compiling()
 
 
-def is_exporting() -> bool:
-    """Whether the graph must hold for every size: while tracing or in torch.export."""
-    # torch before 2.7 cannot tell torch.export from torch.compile.
-    exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
-    return torch.jit.is_tracing() or exporting()
-
-
 def _autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast computes in on a type of device; None while it is off."""
     if hasattr(torch, 'get_autocast_dtype'):

@@ -18,10 +18,13 @@ With q, k, v [N, d] of one head, s_N = conv along tokens, s_D = conv along featu
     map      lambda / N  q ((s_N * s_D)^T v)       s_N(k) [N, d], s_D(k) [N, d]
 """
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .cache import is_compiling, sizes_are_symbolic
 
 ATTN_MODES = ('vector', 'map')
 KERNEL = 3
@@ -64,8 +67,14 @@ class CrossFeatureAttention(nn.Module):
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         qkv = self.qkv(x)
-        if len(set(lengths)) == 1:
+        # Symbols cannot be compared without fixing the size.
+        if not sizes_are_symbolic() and len(set(lengths)) == 1:
             sequences = [qkv.reshape(-1, lengths[0], qkv.shape[2])]
+        elif is_compiling():
+            # To split by symbols fixes how they compare.
+            ends = list(accumulate(lengths))
+            sequences = [qkv.index_select(1, torch.arange(end - length, end, device=x.device))
+                         for end, length in zip(ends, lengths)]
         else:
             sequences = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
         mixed = [self.mix(sequence).reshape(x.shape[0], -1, self.proj.in_features)

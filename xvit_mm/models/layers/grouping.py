@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cache import SizeCache, is_exporting, sizes_are_symbolic
+from .cache import SizeCache, sizes_are_symbolic
 
 # Added to the logits of padded keys: exp() of it is zero, and float16 can hold it.
 MASKED = -3e4
@@ -203,9 +203,16 @@ def _group_padded(
     height: int, width: int, group_size: int, interval: int, device: torch.device
 ) -> Grouping:
     """The same groups, all of them padded to G x G, by formulas that hold for symbolic sizes."""
-    small = _smaller(height, width) <= group_size
-    side = _either(small, _larger(height, width), group_size)
-    interval = _either(small, 1, interval)
+    if isinstance(height, Tensor):
+        # Sizes are tensors while tracing, where a branch would hold for the traced size alone.
+        small = torch.minimum(height, width) <= group_size
+        side = torch.where(small, torch.maximum(height, width), group_size)
+        interval = torch.where(small, 1, interval)
+    elif min(height, width) <= group_size:
+        side, interval = max(height, width), 1
+    else:
+        # torch.export and torch.compile note which branch it was: their graphs hold for it.
+        side = group_size
     row_groups, row_places = _padded_axis(height, side, interval, device)
     column_groups, column_places = _padded_axis(width, side, interval, device)
     rows, columns = row_groups[:, None, :, None], column_groups[None, :, None, :]
@@ -234,27 +241,6 @@ def _padded_axis(
     position = torch.arange(size, device=device)
     places = position // window * interval + position % interval, position % window // interval
     return groups, places
-
-
-# Python would decide these for one size, where an exported model must for any. Sizes are tensors
-# while tracing and symbols in torch.export.
-
-
-def _smaller(a: int, b: int) -> Any:
-    return torch.minimum(a, b) if isinstance(a, Tensor) else torch.sym_min(a, b)
-
-
-def _larger(a: int, b: int) -> Any:
-    return torch.maximum(a, b) if isinstance(a, Tensor) else torch.sym_max(a, b)
-
-
-def _either(condition: Any, a: Any, b: Any) -> Any:
-    if isinstance(condition, Tensor):
-        a, b = (torch.as_tensor(value, device=condition.device) for value in (a, b))
-        return torch.where(condition, a, b)
-    if isinstance(condition, torch.SymBool) and is_exporting():
-        return torch.sym_ite(condition, a, b)
-    return a if condition else b
 
 
 def _select(tokens: Tensor, index: Tensor, inverse: Tensor | None) -> Tensor:

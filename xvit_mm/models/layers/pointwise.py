@@ -10,7 +10,7 @@ from mmcv.cnn.bricks import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .cache import shortcuts_allowed
+from .cache import shortcuts_allowed, sizes_are_symbolic
 
 NormCfg = Mapping[str, Any] | None
 
@@ -118,7 +118,7 @@ def filtered(filters: Tensor, x: Tensor) -> Tensor:
     if x.is_contiguous():
         return filters.transpose(1, 2) @ x.flatten(2)
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-    if x.device.type != 'cpu' or torch.jit.is_tracing():
+    if x.device.type != 'cpu' or sizes_are_symbolic():
         return (pixels @ filters).transpose(1, 2)
     # Image by image and with filters in rows, or the gradient would transpose the pixels.
     images = zip(pixels, filters.transpose(1, 2).contiguous())

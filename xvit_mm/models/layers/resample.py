@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cache import sizes_are_symbolic
+
 
 def resample_tokens(
     tokens: Tensor, source: tuple[int, int], target: tuple[int, int], *, mode: str
@@ -13,7 +15,7 @@ def resample_tokens(
     grids spanning the same area. mode: `bilinear` or `bicubic`.
     """
     # A traced model interpolates always: for images of another size it may have to.
-    if source == target and not torch.jit.is_tracing():
+    if source == target and not sizes_are_symbolic():
         return tokens
     patches = tokens[:, 1:].transpose(1, 2)
     # Not unflatten, whose sizes would be constants of an ONNX model.
