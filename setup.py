@@ -39,6 +39,9 @@ EXTRAS = {
     'dev': [
         'pytest',
         'pytest-xdist',
+        'hypothesis',
+        'mypy',
+        'ruff',
         'timm',
         'gdown',
         'onnx',
@@ -100,6 +103,7 @@ setup(
     ],
     packages=find_packages(include=['xvit_mm', 'xvit_mm.*']),
     include_package_data=True,
+    # 3.9, whose support has ended, has no annotations like `int | None`.
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'einops'],
     extras_require=EXTRAS,

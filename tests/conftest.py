@@ -17,6 +17,22 @@ sys.path.append(str(Path(__file__).parents[1] / 'tools'))
 # Test models are tiny: more threads only wait for one another.
 torch.set_num_threads(1)
 
+# Modules that train, evaluate, export or start programs throughout: `--quick` leaves them out.
+TRAINING = {
+    'test_benchmark', 'test_check_dataset', 'test_compare_runs', 'test_complexity',
+    'test_distributed', 'test_draw_attention', 'test_draw_tokens', 'test_export', 'test_hooks',
+    'test_launches', 'test_onnx', 'test_own_data', 'test_pictures_hook', 'test_predict',
+    'test_recipes', 'test_resuming', 'test_runner', 'test_several_processes', 'test_swap',
+    'test_tools', 'test_vt_weights', 'test_zoo',
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in TRAINING:
+            item.add_marker('training')
+
 
 @pytest.fixture(autouse=True)
 def no_default_scope():
