@@ -21,10 +21,10 @@ _open_bar: _Bar | None = None
 
 
 def close_progress_bar() -> None:
-    """Ends the bar of this process, if one is drawn, and gives the terminal's streams back.
+    """End the bar of this process, if one is drawn, and give the terminal's streams back.
 
     The hook does so after a run, and when the interpreter exits. Call it where an exception of a
-    run is caught and something else is to be printed.
+    run is caught and something else is printed.
     """
     if _open_bar is not None:
         _open_bar.close()
@@ -64,56 +64,31 @@ class ProgressBarHook(Hook):
             self._bar.close()
             self._bar = None
 
-    def before_train_epoch(self, runner: Runner) -> None:
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
         if self._bar is None:
             return
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        if mode != 'train':
+            self._bar.start_row(mode, mode, len(getattr(runner, f'{mode}_dataloader')))
+        elif isinstance(runner.train_loop, EpochBasedTrainLoop):
             title = f'epoch {runner.epoch + 1}/{runner.max_epochs}'
-            self._bar.start_row('train', title, len(runner.train_dataloader))
+            self._bar.start_row(mode, title, len(runner.train_dataloader))
         else:
-            self._bar.start_row('train', 'train', runner.max_iters, completed=runner.iter)
+            self._bar.start_row(mode, mode, runner.max_iters, completed=runner.iter)
 
-    def after_train_iter(
+    def _after_iter(
         self,
         runner: Runner,
         batch_idx: int,
         data_batch: object = None,
-        outputs: dict | None = None,
+        outputs: Sequence | dict | None = None,
+        mode: str = 'train',
     ) -> None:
         if self._bar is not None:
-            self._bar.update('train', batch_idx + 1, _describe(runner, 'train'))
+            self._bar.update(mode, batch_idx + 1, _describe(runner, mode))
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        if self._bar is not None:
-            self._bar.start_row('val', 'val', len(runner.val_dataloader))
-
-    def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: object = None,
-        outputs: Sequence | None = None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.update('val', batch_idx + 1, _describe(runner, 'val'))
-
-    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        if self._bar is not None:
-            self._bar.remove_row('val')
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        if self._bar is not None:
-            self._bar.start_row('test', 'test', len(runner.test_dataloader))
-
-    def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: object = None,
-        outputs: Sequence | None = None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.update('test', batch_idx + 1, _describe(runner, 'test'))
+    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        if self._bar is not None and mode == 'val':
+            self._bar.remove_row(mode)
 
 
 def _describe(runner: Runner, mode: str) -> str:
