@@ -1,6 +1,7 @@
 """CrossFormer against literal loops, against the official code, and against its known defects."""
 import functools
 import math
+import re
 from collections import OrderedDict
 
 import pytest
@@ -9,7 +10,7 @@ from golden import deviation, golden_cases, golden_image, golden_record, golden_
 from torch import nn
 from versions import HALF, not_in_torch_2_1
 
-from xvit_mm.checkpoints import load_official
+from xvit_mm.checkpoints import CheckpointError, load_official
 from xvit_mm.models.backbones import CrossFormer, crossformer
 from xvit_mm.models.backbones.crossformer import (CrossScaleEmbedding, DynamicPositionBias,
                                                   GroupedAttention, position_biases)
@@ -327,6 +328,24 @@ def test_attention_is_fused_in_eval_mode():
 # Settings that cannot work.
 
 
+@pytest.mark.parametrize('kernel_sizes', [
+    ((4,), (2,)), ((4, 8), (2, 4)), ((4, 8, 16, 32), (2, 4, 8)),
+])
+def test_kernel_sizes_of_the_embeddings_come_from_the_arch(kernel_sizes):
+    arch = dict(SMALL_ARCH, kernel_sizes=kernel_sizes)
+    backbone = CrossFormer(arch, (0, 1))
+    assert tuple(tuple(proj.kernel_size[0] for proj in stage.embed.projs)
+                 for stage in backbone.stages) == kernel_sizes
+    maps = backbone(torch.randn(1, 3, 37, 50))
+    assert [tuple(x.shape[1:]) for x in maps] == [(32, 10, 13), (64, 5, 7)]
+    sum(x.square().sum() for x in maps).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+    assert not load_official(CrossFormer(arch, (0, 1)), backbone.state_dict()).missing
+    if kernel_sizes[1] != (2, 4):
+        with pytest.raises(CheckpointError, match=re.escape(f'kernel_sizes={kernel_sizes}')):
+            load_official(CrossFormer(SMALL_ARCH, (0, 1)), backbone.state_dict())
+
+
 @pytest.mark.parametrize('settings, message', [
     (dict(arch='m'), "no arch 'm'; choose from 't', 's', 'b', 'l', 'pp_s'"),
     (dict(arch=dict(embed_dims=64, depths=(1, 1))), "lacks .'num_heads'."),
@@ -336,6 +355,11 @@ def test_attention_is_fused_in_eval_mode():
     (dict(arch=dict(SMALL_ARCH, embed_dims=36)), 'embed_dims=36: must be a multiple of 8'),
     (dict(arch=dict(SMALL_ARCH, num_heads=(3, 3))), '3 heads do not divide the 32 channels'),
     (dict(arch='s', drop_path_rate=1.5), 'drop_path_rate=1.5'),
+    (dict(arch=dict(SMALL_ARCH, kernel_sizes=((4, 8),))), r'give a tuple for each of 2 stages'),
+    (dict(arch=dict(SMALL_ARCH, kernel_sizes=((4, 8), 2))), r'give a tuple for each of 2 stages'),
+    (dict(arch=dict(SMALL_ARCH, kernel_sizes=((2, 4), (2,)))), 'of stage 0 must be 4 or larger'),
+    (dict(arch=dict(SMALL_ARCH, kernel_sizes=((4, ), (2, 5)))), 'stage 1 must be 2 or larger by an'),
+    (dict(arch=dict(SMALL_ARCH, kernel_sizes=(range(4, 18, 2), (2, )))), '7 kernels do not share'),
 ])
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -178,6 +178,8 @@ def test_the_ignored_label_reaches_loss_metric_and_padding(tmp_path):
     use_own_data(cfg, root, classes=['a', 'b', 'c'], ignore_index=3)
     assert cfg.model.decode_head.ignore_index == cfg.model.auxiliary_head.ignore_index == 3
     assert cfg.model.data_preprocessor.seg_pad_val == cfg.val_evaluator.ignore_index == 3
+    padded, = [step for step in cfg.train_dataloader.dataset.pipeline if step['type'] == 'Pad']
+    assert padded.pad_val.seg == 3
 
 
 def test_only_the_ignored_label_in_force_is_allowed(tmp_path):

@@ -1,4 +1,6 @@
 """What the configs do to an image before a model sees it: sizes and colours."""
+import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,9 @@ def has_view_of_plain_size(cfg: Config, size: tuple[int, int]) -> bool:
     image = np.zeros((*size, 3), np.uint8)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         init_default_scope(cfg.default_scope)
-        (scales, *_), = [step['transforms'] for step in cfg.tta_pipeline
-                         if step['type'] == 'TestTimeAug']
-        views = {resized([scale], image) for scale in scales}
+        steps, = [step['transforms'] for step in cfg.tta_pipeline
+                  if step['type'] == 'TestTimeAug']
+        views = {resized(list(transforms), image) for transforms in product(*steps)}
         return resized(cfg.test_dataloader.dataset.pipeline, image) in views
 
 
@@ -63,6 +65,29 @@ def test_augmentation_has_a_view_of_the_size_of_plain_testing(configs: dict[str,
     wrong = [name for name in once_each(augmented) for size in ((90, 120), (101, 67))
              if not has_view_of_plain_size(configs[name], size)]
     assert not wrong
+
+
+def test_ade20k_is_trained_and_tested_at_the_official_sizes() -> None:
+    """Crops are padded to 512 x 512; test images are enlarged to multiples of 32."""
+    cfg = load_config(FOLDER / 'fpn_crossformer_s_ade20k.py')
+    init_default_scope('mmseg')
+    random = np.random.default_rng(0)
+    for size in ((333, 500), (120, 900)):
+        image = random.integers(0, 255, (*size, 3), dtype=np.uint8)
+        short, long = (n * min(512 / min(size), 2048 / max(size)) for n in sorted(size))
+        expected = sorted(32 * math.ceil(round(n) / 32) for n in (short, long))
+        shape = resized(cfg.test_dataloader.dataset.pipeline, image)
+        assert sorted(shape[:2]) == expected
+    steps = [step for step in cfg.train_dataloader.dataset.pipeline
+             if step['type'] not in FILES_AND_PACKING]
+    pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+    for _ in range(8):
+        labels = random.integers(0, 150, (90, 130), dtype=np.uint8)
+        out = pipeline(dict(img=np.full((90, 130, 3), 255, np.uint8), img_shape=(90, 130),
+                            gt_seg_map=labels, seg_fields=['gt_seg_map']))
+        assert out['img'].shape == (512, 512, 3) and out['gt_seg_map'].shape == (512, 512)
+        padded = np.all(out['img'] == (104, 116, 124), axis=2)
+        assert (out['gt_seg_map'] == 255).sum() == padded.sum()
 
 
 # Colours: data sets and mmpretrain's inferencer, which reads files as BGR, must agree.

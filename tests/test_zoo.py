@@ -248,7 +248,7 @@ def test_only_sizes_are_reduced() -> None:
     cfg, reduced = (load_config('fpn_crossformer_s_ade20k.py') for _ in range(2))
     reduce_sizes(reduced)
     sizes = [node[key] for node, key in sizes_in(reduced.train_dataloader.dataset)]
-    assert sorted(sizes) == [(64, 64), (256, 64)]
+    assert sorted(sizes) == [(64, 64), (64, 64), (256, 64)]
     for node, key in sizes_in([reduced[loader].dataset for loader in LOADERS]):
         node[key] = None
     for node, key in sizes_in([cfg[loader].dataset for loader in LOADERS]):

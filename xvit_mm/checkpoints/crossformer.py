@@ -8,7 +8,7 @@ _OURS = r'stages.\1.blocks.\2.'
 
 
 def _settings(state_dict: StateDict) -> dict[str, Any]:
-    """embed_dims, depths, num_heads and cooling, from the names and shapes of the tensors."""
+    """Read the settings of an arch from the names and shapes of the tensors."""
     bias = 'attn.position_bias.layers.9.weight'
     blocks = [n.split('.') for n in state_dict if n.endswith(f'.{bias}')]
     stages = sorted({int(parts[1]) for parts in blocks})
@@ -16,7 +16,15 @@ def _settings(state_dict: StateDict) -> dict[str, Any]:
         embed_dims=len(state_dict['stages.0.post_norm.weight']),
         depths=tuple(sum(int(parts[1]) == s for parts in blocks) for s in stages),
         num_heads=tuple(len(state_dict[f'stages.{s}.blocks.0.{bias}']) for s in stages),
-        cooling=any('.cooling.' in name for name in state_dict))
+        cooling=any('.cooling.' in name for name in state_dict),
+        kernel_sizes=tuple(_kernels(state_dict, stage) for stage in stages))
+
+
+def _kernels(state_dict: StateDict, stage: int) -> tuple[int, ...]:
+    name = f'stages.{stage}.embed.projs.{{}}.weight'
+    number = sum(n.startswith(f'stages.{stage}.embed.projs.') and n.endswith('.weight')
+                 for n in state_dict)
+    return tuple(state_dict[name.format(i)].shape[-1] for i in range(number))
 
 
 CROSSFORMER_NAMES = OfficialNames(

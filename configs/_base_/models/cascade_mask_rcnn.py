@@ -1,16 +1,22 @@
 # Cascade Mask R-CNN: three box heads, each with a higher threshold and finer targets than the one
-# before.
+# before. The heads are those of Swin's repository: four convolutions with SyncBN and one fully connected
+# layer, a box for each class, GIoU of decoded boxes.
 _base_ = './mask_rcnn.py'
 
 box_head = dict(
-    type='Shared2FCBBoxHead',
+    type='ConvFCBBoxHead',
+    num_shared_convs=4,
+    num_shared_fcs=1,
     in_channels=256,
+    conv_out_channels=256,
     fc_out_channels=1024,
     roi_feat_size=7,
     num_classes=80,
-    reg_class_agnostic=True,
+    reg_class_agnostic=False,
+    reg_decoded_bbox=True,
+    norm_cfg=dict(type='SyncBN'),
     loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-    loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0))
+    loss_bbox=dict(type='GIoULoss', loss_weight=10.0))
 target_stds = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
 model = dict(
     type='CascadeRCNN',

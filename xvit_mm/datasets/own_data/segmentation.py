@@ -139,3 +139,5 @@ def ignore(cfg: Config, ignore_index: int) -> None:
             transform.pop('reduce_zero_label', None)
         elif transform.get('type') == 'RandomCrop':
             transform['ignore_index'] = ignore_index
+        elif transform.get('type') == 'Pad' and isinstance(transform.get('pad_val'), dict):
+            transform['pad_val']['seg'] = ignore_index

@@ -38,8 +38,11 @@ _FIELDS = ('embed_dims', 'depths', 'num_heads', 'group_size', 'interval', 'cooli
            'drop_path_rate')
 _7, _4_4_14_7 = (7, 7, 7, 7), (4, 4, 14, 7)
 _8421, _4211 = (8, 4, 2, 1), (4, 2, 1, 1)
+STEM_KERNELS, STEM_STRIDE = (4, 8, 16, 32), 4
+MERGE_KERNELS, MERGE_STRIDE = (2, 4), 2
 # yapf: disable
-VARIANTS = {name: dict(zip(_FIELDS, row)) for name, row in {
+_SHARED = dict(kernel_sizes=(STEM_KERNELS, *[MERGE_KERNELS] * 3))
+VARIANTS = {name: dict(zip(_FIELDS, row), **_SHARED) for name, row in {
     #        C    depths         heads           G           I      ACL    drop path
     't':    (64,  (1, 1, 8, 6),  (2, 4, 8, 16),  _7,         _8421, False, 0.1),
     's':    (96,  (2, 2, 6, 2),  (3, 6, 12, 24), _7,         _8421, False, 0.2),
@@ -53,8 +56,6 @@ VARIANTS = {name: dict(zip(_FIELDS, row)) for name, row in {
 # yapf: enable
 
 MLP_RATIO = 4
-STEM_KERNELS, STEM_STRIDE = (4, 8, 16, 32), 4
-MERGE_KERNELS, MERGE_STRIDE = (2, 4), 2
 
 
 class CrossScaleEmbedding(nn.Module):
@@ -216,10 +217,11 @@ class CrossFormerStage(EvalCache):
         interval: int,
         drop_paths: Sequence[float],
         cooling: bool,
+        kernels: Sequence[int],
     ) -> None:
         super().__init__()
         self.group_size, self.interval = group_size, interval
-        kernels, stride = (STEM_KERNELS, STEM_STRIDE) if stem else (MERGE_KERNELS, MERGE_STRIDE)
+        stride = STEM_STRIDE if stem else MERGE_STRIDE
         self.pre_norm = nn.Identity() if stem else nn.LayerNorm(in_channels)
         self.embed = CrossScaleEmbedding(in_channels, embed_dims, kernels=kernels, stride=stride)
         self.post_norm = nn.LayerNorm(embed_dims) if stem else nn.Identity()
@@ -261,7 +263,8 @@ class CrossFormer(Backbone):
     Args:
         arch: `t`, `s`, `b`, `l` (CrossFormer), `pp_s`, `pp_b`, `pp_l`, `pp_h` (CrossFormer++), or
             a dict with embed_dims, depths, num_heads and, as far as wanted, group_size, interval,
-            cooling, drop_path_rate.
+            cooling, drop_path_rate, kernel_sizes (of the embedding of each stage; default
+            4, 8, 16, 32 in the first and 2, 4 in the others).
         group_size: tokens along a side of a group, one value per stage; overrides the arch's.
         interval: distance of the tokens of an LDA group, one per stage; overrides the arch's.
         drop_path_rate: of the last block, falling linearly to 0 at the first; default the arch's.
@@ -289,7 +292,9 @@ class CrossFormer(Backbone):
         init_cfg: dict | list[dict] | None = None,
         **unknown: Any,
     ) -> None:
-        settings = dict(VARIANTS['s'], cooling=False) | self.variant(arch, _FIELDS[:3])
+        given = self.variant(arch, _FIELDS[:3])
+        kernels = (STEM_KERNELS, *[MERGE_KERNELS] * (len(given['depths']) - 1))
+        settings = dict(VARIANTS['s'], cooling=False, kernel_sizes=kernels) | given
         overrides = dict(group_size=group_size, interval=interval, drop_path_rate=drop_path_rate)
         settings |= {key: value for key, value in overrides.items() if value is not None}
         _check_settings(settings)
@@ -341,7 +346,8 @@ class CrossFormer(Backbone):
             group_size=settings['group_size'][stage],
             interval=settings['interval'][stage],
             drop_paths=rates[first:first + settings['depths'][stage]],
-            cooling=settings['cooling'])
+            cooling=settings['cooling'],
+            kernels=settings['kernel_sizes'][stage])
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -360,4 +366,21 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(
                 f'num_heads={settings["num_heads"]}: {heads} heads do not divide the '
                 f'{dims * 2**i} channels of stage {i}')
+    _check_kernels(settings['kernel_sizes'], dims, stages)
     check_drop_path_rate(settings['drop_path_rate'])
+
+
+def _check_kernels(kernel_sizes: Sequence[Sequence[int]], dims: int, stages: int) -> None:
+    if len(kernel_sizes) != stages or not all(
+            isinstance(kernels, Sequence) and kernels for kernels in kernel_sizes):
+        raise ValueError(f'kernel_sizes={kernel_sizes}: give a tuple for each of {stages} stages')
+    for stage, kernels in enumerate(kernel_sizes):
+        stride = MERGE_STRIDE if stage else STEM_STRIDE
+        if any(kernel < stride or (kernel - stride) % 2 for kernel in kernels):
+            raise ValueError(
+                f'kernel_sizes={kernel_sizes}: those of stage {stage} must be {stride} or larger by '
+                'an even number, so that each patch is in the middle of its kernel')
+        if dims * 2**stage % 2**(len(kernels) - 1):
+            raise ValueError(
+                f'kernel_sizes={kernel_sizes}: {len(kernels)} kernels do not share the '
+                f'{dims * 2**stage} channels of stage {stage}; each has half of those before it')
