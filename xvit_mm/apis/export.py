@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.onnx.errors
 from mmengine.config import Config
 from torch import nn
 
@@ -26,8 +27,14 @@ MIN_SIDE = 128  # pixels; below it torch.export would need other graphs, for map
 TOLERANCE = 1e-3  # of the largest value of an output
 
 
+# The new exporter has its own since torch 2.5.
+_EXPORTER_ERRORS = tuple(
+    module.OnnxExporterError for module in (torch.onnx.errors, torch.onnx)
+    if hasattr(module, 'OnnxExporterError'))
+
+
 class ExportError(ConfigError):
-    """The file that was made does not compute what the model does; the message says by how much."""
+    """A model that torch cannot export, or a file that does not compute what the model does."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ def export_onnx(
     Raises:
         ConfigError: the config's model has no such part, or a package is missing.
         CheckpointError: the weights do not fit the model.
-        ExportError: an output deviates by more than 0.1 % of its largest value.
+        ExportError: torch's exporter cannot do it, or an output deviates by more than 0.1 % of its
+            largest value.
     """
     _check_packages(dynamo)
     path = Path(path)
@@ -96,7 +104,11 @@ def export_onnx(
     module, names = part_of(model.eval(), part)
     partial = path.with_name(f'.partial_{path.name}')
     try:
-        _export(module.eval(), names, partial, size, opset or (18 if dynamo else 17), dynamo)
+        try:
+            _export(module.eval(), names, partial, size, opset or (18 if dynamo else 17), dynamo)
+        except _EXPORTER_ERRORS as error:
+            reason = ' '.join(str(error).split())[:300]
+            raise ExportError(f'torch {torch.__version__} cannot export this: {reason}') from error
         _note(partial, cfg, meta, part)
         # Some necks need the sizes that the config pads images to.
         divisor = 1 if part == 'backbone' else _preprocessor(cfg).get('pad_size_divisor') or 1
