@@ -145,6 +145,16 @@ def test_files_hold_for_sizes_and_batches_that_the_export_did_not_see(kind, tmp_
 
 
 @needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(SMALL))
+def test_the_new_exporter_takes_every_backbone(name, tmp_path):
+    pytest.importorskip('onnxscript', reason='pip install onnxscript')
+    cfg = config('segmentor', name)
+    deviations = export_onnx(cfg, None, tmp_path / 'model.onnx', part='backbone', dynamo=True)
+    assert all(d.relative < 1e-4 for d in deviations)
+
+
+@needs_onnx
 def test_a_file_that_deviates_is_not_left(tmp_path, monkeypatch):
     monkeypatch.setattr(export, 'TOLERANCE', -1.)
     with pytest.raises(export.ExportError, match='model.onnx is not written.* deviates by'):
