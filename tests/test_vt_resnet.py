@@ -253,7 +253,7 @@ def test_without_a_package_that_has_a_resnet_the_error_says_what_to_install(monk
     (dict(out_type='cls_token'), "out_type='cls_token'.*'featmap', 'tokens'"),
     (dict(out_type='tokens', out_indices=(0, 1)), 'out_indices must contain 3'),
     (dict(with_projector=False), 'with_projector=False gives tokens only'),
-    (dict(num_tokens=0), 'num_tokens=0.*at least 1'),
+    (dict(num_tokens=0), 'num_tokens=0: give one whole number from 1'),
     (dict(token_channels=30), 'token_channels=30.*multiple of 4'),
     (dict(num_heads=3, token_channels=24), 'num_heads=3.*divide the 64 channels'),
     (dict(drop_path_rate=1.), r'drop_path_rate=1.0.*\[0, 1\)'),

@@ -499,11 +499,11 @@ def test_folded_and_channels_last_give_the_same_maps():
     (dict(attn_mode='softmax'), "attn_mode='softmax': choose from 'vector', 'map'"),
     (dict(arch=dict(kernel_size=4)), 'kernel_size=4: must be odd'),
     (dict(arch=dict(num_heads=5)), 'num_heads=5: must divide'),
-    (dict(arch=dict(expand_ratio=0)), 'expand_ratio=0: must be at least 1'),
-    (dict(arch=dict(xf_depths=(1, 2, 4, 3))), r'token_dims=\[0, 144, 192, 240\] is 0 in a stage'),
-    (dict(arch=dict(mv3_depths=(0, 1, 1, 1))), r'mv3_depths=\(0, 1, 1, 1\): give 4 numbers'),
-    (dict(arch=dict(embed_dims=(8, 8, 8))), r'mv3_depths=\(3, 1, 1, 1\): give 3 numbers'),
-    (dict(arch=dict(stem_channels=(16,))), r'stem_channels=\(16,\): give 2 numbers'),
+    (dict(arch=dict(expand_ratio=0)), 'expand_ratio=0: give one whole number from 1'),
+    (dict(arch=dict(xf_depths=(1, 2, 4, 3))), r'token_dims=.0, 144, 192, 240. is 0 in a stage'),
+    (dict(arch=dict(mv3_depths=(0, 1, 1, 1))), r'mv3_depths=\(0, 1, 1, 1\): give 4 whole numbers'),
+    (dict(arch=dict(embed_dims=(8, 8, 8))), r'mv3_depths=\(3, 1, 1, 1\): give 3 whole numbers'),
+    (dict(arch=dict(stem_channels=(16,))), r'stem_channels=\(16,\): give 2 whole numbers'),
     (dict(drop_path_rate=1.), r'drop_path_rate=1.0: must be in \[0, 1\)'),
 ])
 def test_settings_that_cannot_work_are_refused(settings, message):

@@ -64,8 +64,9 @@ class LoadReport:
 
     def misfits(self) -> str:
         """What keeps a file from being that of the whole model; empty if nothing does."""
-        # Batches are counted since torch 0.4.1, and for nothing that the model computes.
-        missing = [name for name in self.missing if not name.endswith('num_batches_tracked')]
+        # Older files neither count batches nor record settings; neither changes the results.
+        missing = [name for name in self.missing
+                   if not name.endswith(('num_batches_tracked', '_extra_state'))]
         reshaped = [n for n, reason in self.left_out.items() if reason.startswith(OTHER_SHAPE)]
         kinds = ((missing, 'of the model not in the file'), (reshaped, 'of another shape'),
                  (self.unexpected, 'of the file not in the model'))

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from xvit_mm.checkpoints import OfficialNames, load_official, translate
 
 from ..layers.cache import is_compiling
+from ..settings import check_numbers
 
 
 class Backbone(BaseModule):
@@ -34,6 +35,7 @@ class Backbone(BaseModule):
             not train and stay in eval mode.
         norm_eval: keep BatchNorm in eval mode while training.
         with_cp: recompute blocks in the backward pass instead of keeping their activations.
+        in_channels: channels of the image.
         init_cfg: as in mmengine, default the class's. `dict(type='Pretrained', checkpoint=...)`
             takes official files.
         unknown: everything else is refused.
@@ -58,11 +60,14 @@ class Backbone(BaseModule):
         frozen_stages: int,
         norm_eval: bool,
         with_cp: bool,
+        in_channels: int,
         init_cfg: dict | list[dict] | None,
         unknown: Mapping[str, Any],
     ) -> None:
         if unknown:
             raise TypeError(self._unknown_arguments(unknown))
+        check_numbers('in_channels', in_channels)
+        check_numbers('frozen_stages', frozen_stages, least=-1)
         super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
         self.out_indices = _checked_out_indices(out_indices, num_maps or num_stages)
         self.num_stages = num_stages if num_maps else self.out_indices[-1] + 1
@@ -95,7 +100,7 @@ class Backbone(BaseModule):
             if unknown := sorted(set(arch) - known):
                 raise ValueError(f'arch has unknown entries {unknown}; known are {sorted(known)}')
             return dict(arch)
-        if arch not in cls.variants:
+        if not isinstance(arch, str) or arch not in cls.variants:
             raise ValueError(
                 f'{cls.__name__} has no arch {arch!r}; choose from '
                 f'{", ".join(map(repr, cls.variants))}, or give a dict with {", ".join(required)}')
@@ -172,8 +177,8 @@ class Backbone(BaseModule):
 
 def _checked_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
-    ascending = list(indices) == sorted(set(indices))
-    if not indices or not ascending or any(i not in range(num_stages) for i in indices):
+    in_range = all(i in range(num_stages) for i in indices)
+    if not indices or not in_range or list(indices) != sorted(set(indices)):
         raise ValueError(
             f'out_indices={out_indices!r}: give ascending stage numbers from 0 to {num_stages - 1}')
     return indices

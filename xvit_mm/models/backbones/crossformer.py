@@ -29,11 +29,13 @@ from xvit_mm.registry import MODELS
 
 from ..layers import MLP, EvalCache, Grouping, Run, attend, call, group_tokens
 from ..layers.cache import sizes_are_symbolic
-from ..settings import TRUNC_NORMAL_INIT, check_drop_path_rate, drop_path_rates
+from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_drop_path_rate, check_numbers,
+                        drop_path_rates)
 from .base import Backbone
 
 # CrossFormer Table 1, CrossFormer++ Table 2. Group sizes and intervals are those for
 # classification at 224; the dense CrossFormer++ models use 7 and (8, 4, 2, 1) as well.
+MOST_TOKENS = 1024  # along a group or between its tokens: 4096 pixels
 _FIELDS = ('embed_dims', 'depths', 'num_heads', 'group_size', 'interval', 'cooling',
            'drop_path_rate')
 _7, _4_4_14_7 = (7, 7, 7, 7), (4, 4, 14, 7)
@@ -152,8 +154,9 @@ class GroupedAttention(nn.Module):
         # Without padding there is less to gather before the projection: 1.04 x per training step.
         qkv = (grouping.gather(self.qkv(tokens)) if grouping.padded else
                self.qkv(grouping.gather(tokens)))
-        parts = [self._attend(*part).reshape(x.shape[0], -1, x.shape[3])
-                 for part in grouping.split(qkv, bias)]
+        # No -1 in these shapes, which would be ambiguous for an empty batch.
+        parts = [self._attend(*group).reshape(len(x), part.count * part.tokens, x.shape[3])
+                 for part, group in zip(grouping.parts, grouping.split(qkv, bias))]
         out = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return self.proj(grouping.scatter(out)).view(x.shape)
 
@@ -301,7 +304,7 @@ class CrossFormer(Backbone):
         super().__init__(
             num_stages=len(settings['depths']), out_indices=out_indices,
             frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
-            init_cfg=init_cfg, unknown=unknown)
+            in_channels=in_channels, init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         channels = [settings['embed_dims'] * 2**i for i in range(self.num_stages)]
         self.stages = nn.ModuleList(
@@ -351,14 +354,12 @@ class CrossFormer(Backbone):
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    stages = len(settings['depths'])
+    check_numbers('depths', settings['depths'], count=0, most=MOST_BLOCKS)
     for name in ('num_heads', 'group_size', 'interval'):
-        values = settings[name]
-        if len(values) != stages or min(values) < 1:
-            raise ValueError(
-                f'{name}={values}: give {stages} whole numbers of at least 1, one for each stage')
+        check_numbers(name, settings[name], count=len(settings['depths']), most=MOST_TOKENS)
     dims = settings['embed_dims']
-    if dims < 32 or dims % 8:
+    check_numbers('embed_dims', dims, least=32)
+    if dims % 8:
         # Below 32 the DPB network is one channel wide, which its LayerNorm makes a constant.
         raise ValueError(f'embed_dims={dims}: must be a multiple of 8 and at least 32')
     for i, heads in enumerate(settings['num_heads']):

@@ -36,8 +36,8 @@ from ..layers import (FUSIONS, MLP, NORM_EPS, EvalCache, Run, SelfAttention, cal
                       resample_tokens)
 from ..layers.cache import sizes_are_symbolic
 from ..necks.branch_pyramid import BranchPyramid
-from ..settings import (TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
-                        drop_path_rates)
+from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
+                        check_numbers, drop_path_rates)
 from .base import Backbone
 
 # Paper Table 1. Pairs are (S, L); depths are the blocks of one encoder. A dagger is a patch
@@ -247,7 +247,7 @@ class CrossViT(Backbone):
         super().__init__(
             num_stages=settings['num_encoders'] + (out_type == 'featmap'), num_maps=4,
             out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
-            with_cp=with_cp, init_cfg=init_cfg, unknown=unknown)
+            with_cp=with_cp, in_channels=in_channels, init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         self.image_branch = image_branch
         widths = settings['embed_dims']
@@ -368,15 +368,14 @@ def _check_choices(out_type: str, fusion: str, image_branch: str) -> None:
 def _check_settings(
     settings: Mapping[str, Any], drop_path_rate: float, *, is_dense: bool
 ) -> None:
-    for name in ('embed_dims', 'depths', 'patch_sizes'):
-        values = settings[name]
-        if not isinstance(values, Sequence) or len(values) != 2 or min(values) < 1:
-            raise ValueError(
-                f'{name}={values!r}: give two whole numbers of at least 1, for the branch of '
-                'small patches and that of large ones')
-    for name in ('num_heads', 'num_encoders', 'img_size', 'cross_attn_depth'):
-        if not isinstance(settings[name], int) or settings[name] < 1:
-            raise ValueError(f'{name}={settings[name]!r}: give one whole number of at least 1')
+    # Of the branch of small patches and of that of large ones.
+    check_numbers('embed_dims', settings['embed_dims'], count=2)
+    check_numbers('depths', settings['depths'], count=2, most=MOST_BLOCKS)
+    check_numbers('patch_sizes', settings['patch_sizes'], count=2, most=1024)
+    for name in ('num_heads', 'num_encoders', 'cross_attn_depth'):
+        check_numbers(name, settings[name], most=MOST_BLOCKS)
+    check_numbers('img_size', settings['img_size'], most=16_384)
+    check_numbers('mlp_ratio', settings['mlp_ratio'], least=0.1, most=256, whole=False)
     divisors = (settings['num_heads'], 4 if settings['multi_conv'] else 1)
     if any(width % divisor for width in settings['embed_dims'] for divisor in divisors):
         raise ValueError(
@@ -388,10 +387,10 @@ def _check_settings(
 
 def _check_patch_sizes(settings: Mapping[str, Any], *, is_dense: bool) -> None:
     small, large = given = tuple(settings['patch_sizes'])
-    if not all(isinstance(size, int) for size in given) or not small <= large <= 2 * small:
+    if not small <= large <= 2 * small:
         raise ValueError(
-            f'patch_sizes={given}: give whole numbers, the small patches first and the large ones '
-            'at most twice their size')
+            f'patch_sizes={given}: give the small patches first, and large ones of at most twice '
+            'their size')
     if settings['multi_conv'] and given != (12, 16):
         raise ValueError(
             f'patch_sizes={given}: multi_conv has convolutions for patches of 12 and 16 alone; set '

@@ -34,7 +34,8 @@ from xvit_mm.registry import MODELS
 from ..layers import Stage, VTSettings
 from ..layers.cache import sizes_are_symbolic
 from ..layers.recorded_settings import EXTRA_STATE
-from ..settings import check_choice, check_drop_path_rate, drop_path_rates
+from ..settings import (MOST_BLOCKS, check_choice, check_drop_path_rate, check_mapping,
+                        check_numbers, drop_path_rates)
 from .base import Backbone
 
 # The paper's architecture table: blocks of layers 1 to 3, VT modules in place of layer 4, whether
@@ -155,12 +156,18 @@ class VTResNet(Backbone):
     ) -> None:
         super().__init__(
             num_stages=NUM_CONV_STAGES + 1, out_indices=out_indices, frozen_stages=frozen_stages,
-            norm_eval=norm_eval, with_cp=with_cp, init_cfg=init_cfg, unknown=unknown)
+            norm_eval=norm_eval, with_cp=with_cp, in_channels=in_channels, init_cfg=init_cfg,
+            unknown=unknown)
         check_choice('depth', depth, tuple(VARIANTS))
         check_drop_path_rate(drop_path_rate)
-        if num_modules is not None and num_modules < 1:
-            raise ValueError(f'num_modules={num_modules}: must be at least 1')
-        norm_cfg = dict(norm_cfg or dict(type='BN'))
+        if num_modules is not None:
+            check_numbers('num_modules', num_modules, most=MOST_BLOCKS)
+        check_numbers('base_channels', base_channels)
+        norm_cfg = norm_cfg or dict(type='BN')
+        check_mapping('norm_cfg', norm_cfg)
+        norm_cfg = dict(norm_cfg)
+        if resnet is not None and not isinstance(resnet, Mapping):
+            raise ValueError(f'resnet={resnet!r}: give a dict of arguments of the ResNet')
         self.depth, self.pool_last = depth, pool_last
         num_blocks = sum(VARIANTS[depth]['depths'])
         rates = drop_path_rates(

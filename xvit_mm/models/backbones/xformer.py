@@ -35,8 +35,8 @@ from xvit_mm.checkpoints import XFORMER_NAMES
 from xvit_mm.registry import MODELS
 
 from ..layers import ATTN_MODES, MLP, CrossFeatureAttention, Stage, fold, unfold
-from ..settings import (TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
-                        drop_path_rates)
+from ..settings import (MOST, MOST_BLOCKS, TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
+                        check_numbers, drop_path_rates)
 from .base import Backbone
 
 # The paper's stages 2 to 5 are the four stages here, with strides 4 to 32 as in every backbone. Its
@@ -202,7 +202,7 @@ class XFormer(Backbone):
         super().__init__(
             num_stages=len(settings['embed_dims']), out_indices=out_indices,
             frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
-            init_cfg=init_cfg, unknown=unknown)
+            in_channels=in_channels, init_cfg=init_cfg, unknown=unknown)
         self.settings = settings
         stem, channels = settings['stem_channels'], settings['embed_dims'][:self.num_stages]
         self.stem = Stage(
@@ -271,29 +271,27 @@ class XFormer(Backbone):
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    _check_numbers('stem_channels', settings['stem_channels'], count=2, least=1)
+    check_numbers('stem_channels', settings['stem_channels'], count=2)
+    check_numbers('embed_dims', settings['embed_dims'], count=0)
     stages = len(settings['embed_dims'])
-    for name, least in (('embed_dims', 1), ('mv3_depths', 1), ('xf_depths', 0)):
-        _check_numbers(name, settings[name], count=stages, least=least)
-    for name in ('token_dims', 'attn_dims', 'mlp_ratio'):
-        values = _check_numbers(name, settings[name], count=stages, least=0)
+    check_numbers('mv3_depths', settings['mv3_depths'], count=stages, most=MOST_BLOCKS)
+    check_numbers('xf_depths', settings['xf_depths'], count=stages, least=0, most=MOST_BLOCKS)
+    for name, whole in (('token_dims', True), ('attn_dims', True), ('mlp_ratio', False)):
+        values = settings[name]
+        check_numbers(name, values, count=stages, least=0, whole=whole)
         if any(depth and not value for depth, value in zip(settings['xf_depths'], values)):
             raise ValueError(
                 f'{name}={values} is 0 in a stage that has XF blocks: '
                 f'xf_depths={settings["xf_depths"]}')
     heads, kernel = settings['num_heads'], settings['kernel_size']
-    if heads < 1 or any(dims % heads for dims in settings['attn_dims']):
+    check_numbers('num_heads', heads)
+    if any(dims % heads for dims in settings['attn_dims']):
         raise ValueError(
             f'num_heads={heads}: must divide every one of attn_dims={settings["attn_dims"]}')
-    if kernel < 1 or kernel % 2 == 0:
+    check_numbers('kernel_size', kernel, most=255)
+    if kernel % 2 == 0:
         raise ValueError(f'kernel_size={kernel}: must be odd, for maps of the announced size')
-    if settings['expand_ratio'] < 1:
-        raise ValueError(f'expand_ratio={settings["expand_ratio"]}: must be at least 1')
+    check_numbers('expand_ratio', settings['expand_ratio'], most=256)
+    check_numbers('init_lambda', settings['init_lambda'], least=-MOST, whole=False)
     check_choice('attn_mode', settings['attn_mode'], ATTN_MODES)
     check_drop_path_rate(settings['drop_path_rate'])
-
-
-def _check_numbers(name: str, values: Sequence[float], *, count: int, least: int) -> list[float]:
-    if len(values) != count or min(values) < least:
-        raise ValueError(f'{name}={values}: give {count} numbers of at least {least}')
-    return list(values)

@@ -69,17 +69,17 @@ class CrossFeatureAttention(nn.Module):
         qkv = self.qkv(x)
         # Symbols cannot be compared without fixing the size.
         if not sizes_are_symbolic() and len(set(lengths)) == 1:
-            sequences = [qkv.reshape(-1, lengths[0], qkv.shape[2])]
-        elif is_compiling():
+            # No -1 in these shapes, which would be ambiguous for an empty batch.
+            sequences = qkv.reshape(x.shape[0] * len(lengths), lengths[0], qkv.shape[2])
+            return self.proj(self.mix(sequences).reshape(*x.shape[:2], self.proj.in_features))
+        if is_compiling():
             # To split by symbols fixes how they compare.
             ends = list(accumulate(lengths))
-            sequences = [qkv.index_select(1, torch.arange(end - length, end, device=x.device))
-                         for end, length in zip(ends, lengths)]
+            parts = [qkv.index_select(1, torch.arange(end - length, end, device=x.device))
+                     for end, length in zip(ends, lengths)]
         else:
-            sequences = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
-        mixed = [self.mix(sequence).reshape(x.shape[0], -1, self.proj.in_features)
-                 for sequence in sequences]
-        return self.proj(torch.cat(mixed, dim=1))
+            parts = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
+        return self.proj(torch.cat([self.mix(part) for part in parts], dim=1))
 
     def mix(self, qkv: Tensor) -> Tensor:
         """[sequences, N, 3 D] to [sequences, N, D]."""

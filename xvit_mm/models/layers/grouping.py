@@ -80,7 +80,7 @@ class Grouping:
             bias = bias.reshape(1, -1, part.tokens, part.tokens)
             if part.mask is not None:
                 bias = bias + part.mask.to(bias.dtype).repeat(batch, 1, 1, 1)
-            yield chunk.reshape(batch * part.count, part.tokens, -1), bias
+            yield chunk.reshape(batch * part.count, part.tokens, chunk.shape[2]), bias
 
     @property
     def padded(self) -> bool:

@@ -23,8 +23,8 @@ def unfold(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 def fold(tokens: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `unfold`: [B, H * W, C] to [B, C, H, W], channels last in memory."""
     x = tokens.new_empty(tokens.shape[0], height, width, tokens.shape[2])
-    sizes = [x[0, p::PATCH, q::PATCH].shape for p, q in POSITIONS]
-    parts = tokens.split([rows * columns for rows, columns, _ in sizes], dim=1)
+    sizes = [x[:, p::PATCH, q::PATCH].shape[1:3] for p, q in POSITIONS]
+    parts = tokens.split([rows * columns for rows, columns in sizes], dim=1)
     for (p, q), size, part in zip(POSITIONS, sizes, parts):
-        x[:, p::PATCH, q::PATCH] = part.unflatten(1, size[:2])
+        x[:, p::PATCH, q::PATCH] = part.unflatten(1, size)
     return x.permute(0, 3, 1, 2)

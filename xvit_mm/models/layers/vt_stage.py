@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..settings import check_choice
+from ..settings import check_choice, check_numbers
 from .recorded_settings import RecordsSettings
 from .stage import Run, call
 from .visual_tokens import (TOKENIZERS, GraphConvolution, PointwiseTokens, Projector,
@@ -104,11 +104,9 @@ class VTSettings:
     def __post_init__(self) -> None:
         check_choice('tokenizer', self.tokenizer, ('filter', 'pooling', 'clustering'))
         check_choice('interaction', self.interaction, ('transformer', 'graph', 'none'))
-        for name in ('num_tokens', 'num_heads'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
-        if self.query_gain <= 0:
-            raise ValueError(f'query_gain={self.query_gain}: must be above 0')
+        for name in ('num_tokens', 'num_heads', 'token_channels'):
+            check_numbers(name, getattr(self, name))
+        check_numbers('query_gain', self.query_gain, least=1e-6, whole=False)
 
     def build(self, in_channels: int, out_channels: int, *, map_output: bool) -> VTStage:
         """The stage; the first projector takes the map from C_in to C_out channels.
