@@ -3,9 +3,11 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 from PIL import Image
 from toy_data import accept_toy_cifar10, make_toy_data
 
-from xvit_mm.datasets.checking import check_datasets
+from xvit_mm.datasets.checking import check_datasets, classification
+from xvit_mm.datasets.checking.common import Split
 from xvit_mm.utils.config import ConfigError, load_config
 
 TOOL = Path(__file__).parent.parent / 'tools' / 'check_dataset.py'
@@ -177,6 +180,38 @@ def test_other_files_in_a_class_folder_of_cifar10_are_passed_over(check, tmp_pat
     assert code == 0 and 'train: CIFAR10, 10 classes' in output and '10 images' in output, error
 
 
+def test_what_mmdet_drops_is_counted(toys, tmp_path):
+    root = tmp_path / 'data'
+    shutil.copytree(toys(COCO), root)
+    file = root / TRAIN
+    content = json.loads(file.read_text())
+    content['annotations'][2]['area'] = 0
+    content['annotations'][7]['ignore'] = 1
+    file.write_text(json.dumps(content))
+    cfg = load_config(f'{COCO}.py', data_root=root)
+    report = ' '.join(' '.join(check_datasets(cfg, tmp_path, num_samples=0)).split())
+    assert f'boxes: {10 - 2}, 0 of them crowds' in report
+    assert 'mmdet drops 2 annotations, the first (id 3) with bbox [' in report
+
+
+def test_two_classes_of_one_name_are_counted_apart(toys, tmp_path):
+    """ImageNet has two classes called crane, the bird and the machine."""
+    cfg = load_config(f'{CIFAR10}.py', data_root=toys(CIFAR10))
+    split = Split('train', {}, SimpleNamespace(metainfo=dict(classes=('crane', 'dog', 'crane'))),
+                  cfg, 1)
+    lines = ' '.join(classification._count(split, [0, 2, 2, 1]))
+    assert 'crane (2) 2, crane (0) 1, dog 1' in lines
+    assert 'without an image: crane (2)' in ' '.join(classification._count(split, [0, 1]))
+
+
+def test_a_closed_pipe_ends_the_report_quietly(toys):
+    tool = subprocess.Popen(
+        [sys.executable, str(TOOL), f'{BCCD}.py', '--data-root', str(toys(BCCD)), '--samples', '0'],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    tool.stdout.close()
+    assert 'Traceback' not in tool.stderr.read() and tool.wait() == 1
+
+
 def test_own_data_are_checked(toys, check):
     code, output, error = check(COCO, toys(COCO), '--own-data', str(toys(BCCD)))
     assert code == 0 and 'error: ' not in error
@@ -250,8 +285,9 @@ def damaged_class_folder(root: Path) -> None:
 def flatten(root: Path) -> None:
     for path in list((root / 'val').glob('*/*')):
         path.rename(root / 'val' / path.name)
-    for folder in (root / 'val').glob('*/'):
-        folder.rmdir()
+    for folder in (root / 'val').iterdir():
+        if folder.is_dir():
+            folder.rmdir()
 
 
 TRAIN = 'annotations/instances_train2017.json'
@@ -274,11 +310,35 @@ COCO_MISTAKES = [
     (rewrite(TRAIN, each('annotations', image_id=77)), 'have a image_id that none of the images'),
     (rewrite(TRAIN, each('annotations', id=1)), 'two annotations have the same id'),
     (rewrite(TRAIN, lambda content: content['annotations'][3].update(bbox=[])),
-     r'1 of 10 annotations have a bbox that is not four numbers, the first \(id 4\) \[\]. Write'),
+     r'1 of 10 annotations have a bbox that is not four finite numbers, the first \(id 4\) '
+     r'\[\]. Write'),
     (rewrite(TRAIN, lambda content: content['images'].append('7.jpg')),
      'an entry of images has no id: 7.jpg'),
     (rewrite(TRAIN, other_category), 'no image is left after filtering .*filter_empty_gt.*'
      'compare metainfo.classes with the annotations'),
+    (rewrite(TRAIN, each('annotations', area=0)), r'no box is left: mmdet drops 10 annotations, '
+     r'the first \(id 1\) with bbox \[.* and area 0. Dropped are boxes without area'),
+    (rewrite(TRAIN, each('annotations', ignore=1)), 'no box is left: mmdet drops 10 annotations'),
+    (rewrite(TRAIN, each('annotations', iscrowd=1)), 'no box is left: all are crowds'),
+    (rewrite(TRAIN, each('annotations', bbox=[1, 2, float('nan'), 4])),
+     r'10 of 10 annotations have a bbox that is not four finite numbers, .*nan'),
+    (rewrite(TRAIN, each('annotations', bbox=[1, 2, float('inf'), 4])), 'not four finite numbers'),
+    (rewrite(TRAIN, each('annotations', bbox=[1, 2, True, 4])), 'not four finite numbers'),
+    (rewrite(TRAIN, each('annotations', area=float('nan'))),
+     'an entry of annotations has area=nan: .*Write area as a finite number'),
+    (rewrite(TRAIN, each('annotations', bbox=[-90, 5, 20, 20])), '10 of 10 boxes reach beyond'),
+    (rewrite(TRAIN, each('annotations', bbox=[5, -90, 20, 20])), '10 of 10 boxes reach beyond'),
+    (rewrite(TRAIN, lambda content: content['images'][0].update(id='1')),
+     "an entry of images has id='1': .*Write id as a whole number"),
+    (rewrite(TRAIN, each('annotations', category_id='1')), "category_id='1'"),
+    (rewrite(TRAIN, each('images', width='640')), "width='640': .*Write width as a number"),
+    (rewrite(TRAIN, each('images', height=None)), 'height=None'),
+    (rewrite(TRAIN, each('images', file_name=None)), 'file_name=None: .*Write file_name as a text'),
+    (rewrite(TRAIN, each('categories', name=3)), 'an entry of categories has name=3'),
+    (rewrite(TRAIN, lambda content: content.update(images=7)), 'has no images. COCO'),
+    (lambda root: ((root / TRAIN).unlink(), (root / TRAIN).mkdir()),
+     'instances_train2017.json is a folder. Set ann_file'),
+    (lambda root: (root / TRAIN).write_text('[' * 200_000), 'nests its lists too deeply'),
     (rewrite(TRAIN, xyxy), r'10 of 10 boxes reach beyond their image.*\[left, top, width, height'),
     (draw_again('train2017/*1.jpg', lambda image: image[:99, :88]),
      '000000000001.jpg is 88 x 99, but the annotation file says'),

@@ -143,6 +143,10 @@ def run_tool(main: Callable[[], Any], *, resumable: bool = False) -> None:
         if interruption.came:
             _exit_interrupted(resumable)
         _exit_with(error)
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has enough. Nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

@@ -107,12 +107,12 @@ def _image(split: Split, info: dict[str, Any]) -> np.ndarray:
 
 def _count(split: Split, labels: list[int]) -> Iterator[str]:
     counts = Counter(labels)
-    present = {split.classes[i]: str(n) for i, n in counts.most_common()}
-    if len(present) <= _MANY:
-        yield from count_lines('images by class', present)
+    if len(counts) <= _MANY:
+        yield from count_lines(
+            'images by class', {split.class_name(i): str(n) for i, n in counts.most_common()})
     else:
         fewest, most = min(counts.values()), max(counts.values())
-        yield f'  images by class: {fewest} to {most} in {len(present)} classes'
-    absent = [name for i, name in enumerate(split.classes) if not counts[i]]
+        yield f'  images by class: {fewest} to {most} in {len(counts)} classes'
+    absent = [split.class_name(i) for i in range(len(split.classes)) if not counts[i]]
     if absent:
         yield from paragraph(f'without an image: {listed(absent, 12)}')

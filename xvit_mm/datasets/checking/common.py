@@ -40,6 +40,11 @@ class Split:
         """Names of the classes as the framework numbers them; empty if the data set has none."""
         return tuple(self.dataset.metainfo.get('classes') or ())
 
+    def class_name(self, index: int) -> str:
+        """The name of a class, with its number where two classes have the same name."""
+        name = self.classes[index]
+        return f'{name} ({index})' if self.classes.count(name) > 1 else name
+
     def problem(self, text: str, remedy: str) -> ConfigError:
         """The error that reports a problem of this split."""
         return ConfigError(f'{self.name}: {text}. {remedy}')

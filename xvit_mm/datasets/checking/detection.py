@@ -1,7 +1,8 @@
 """Boxes and masks in COCO's format."""
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,30 @@ from .common import (Split, check_num_classes, count_lines, listed, load, paragr
                      require, spread)
 from .drawing import enlargement, write_panels
 
-_NEEDED = {
-    'images': ('id', 'file_name', 'width', 'height'),
-    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
-    'categories': ('id', 'name'),
+Kind = tuple[Callable[[Any], bool], str]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_ID: Kind = _is_whole, 'a whole number'
+_SIDE: Kind = lambda value: _is_finite(value) and value > 0, 'a number of pixels'
+_NAME: Kind = lambda value: isinstance(value, str) and bool(value), 'a text'
+_NEEDED: dict[str, dict[str, Kind]] = {
+    'images': dict(id=_ID, file_name=_NAME, width=_SIDE, height=_SIDE),
+    'annotations': dict(
+        id=_ID, image_id=_ID, category_id=_ID, bbox=(lambda value: True, ''),
+        area=(_is_finite, 'a finite number of pixels')),
+    'categories': dict(id=_ID, name=_NAME),
 }
+_RULES = (
+    'Dropped are boxes without area, with a side below one pixel, outside of their image, or '
+    'marked to be ignored')
 _BOX_REMEDY = 'Write bbox as [left, top, width, height] in pixels'
 
 
@@ -38,11 +58,11 @@ def check(split: Split) -> Iterator[str]:
     _check_content(split, folder, content)
     yield f'  {folder}: all of these images'
     del content  # gigabytes, for COCO, which mmdet is about to read anew
-    load(split)
+    dropped = _load(split)
     if (used := len(split.dataset)) < count:
         yield (f'  used: {plural(used, "image")}; {count - used} filtered out by '
                f'{split.dataset.filter_cfg}')
-    yield from _count(split)
+    yield from _count(split, dropped)
 
 
 def draw(split: Split, index: int, path: Path) -> None:
@@ -72,23 +92,41 @@ def draw(split: Split, index: int, path: Path) -> None:
 
 
 def _read(split: Split, ann_file: Path) -> dict[str, Any]:
+    if not ann_file.is_file():
+        raise split.problem(
+            f'{ann_file} is a folder', 'Set ann_file to the annotation file, not to its folder')
     try:
         content = json.loads(ann_file.read_bytes())
+    except RecursionError:
+        raise split.problem(
+            f'{ann_file} nests its lists too deeply', 'Download or export it again') from None
     except ValueError as error:
         raise split.problem(
             f'{ann_file} is not JSON: {error}', 'Download or export it again') from None
-    for name, keys in _NEEDED.items():
+    for name, checks in _NEEDED.items():
         entries = content.get(name) if isinstance(content, dict) else None
-        if not entries:
+        if not entries or not isinstance(entries, list):
             raise split.problem(
                 f'{ann_file} has no {name}', "COCO's format has lists of images, annotations and "
                 'categories; files of test images have no annotations and cannot be evaluated')
         for entry in entries:
-            if lacking := [k for k in keys if not isinstance(entry, dict) or k not in entry]:
-                raise split.problem(
-                    f'{ann_file}: an entry of {name} has no {lacking[0]}: {str(entry)[:80]} ...',
-                    f'mmdet needs {", ".join(keys)} in each')
+            _check_entry(split, ann_file, name, entry, checks)
     return content
+
+
+def _check_entry(
+    split: Split, ann_file: Path, name: str, entry: Any, checks: Mapping[str, Kind]
+) -> None:
+    """Raise a ConfigError unless an entry has all keys, with values of the right kinds."""
+    for key, (is_right, what) in checks.items():
+        if not isinstance(entry, dict) or key not in entry:
+            raise split.problem(
+                f'{ann_file}: an entry of {name} has no {key}: {str(entry)[:80]} ...',
+                f'mmdet needs {", ".join(checks)} in each')
+        if not is_right(entry[key]):
+            raise split.problem(
+                f'{ann_file}: an entry of {name} has {key}={entry[key]!r:.80}: {str(entry)[:80]} '
+                '...', f'Write {key} as {what}')
 
 
 def _check_content(split: Split, folder: Path, content: dict[str, Any]) -> None:
@@ -165,13 +203,14 @@ def _check_boxes(
     wrong = [entry for entry in annotations if not _is_box(entry['bbox'])]
     if wrong:
         raise split.problem(
-            f'{len(wrong)} of {len(annotations)} annotations have a bbox that is not four numbers, '
-            f'the first (id {wrong[0]["id"]}) {wrong[0]["bbox"]!r}', _BOX_REMEDY)
+            f'{len(wrong)} of {len(annotations)} annotations have a bbox that is not four finite '
+            f'numbers, the first (id {wrong[0]["id"]}) {wrong[0]["bbox"]!r}', _BOX_REMEDY)
     sizes = {entry['id']: (entry['width'], entry['height']) for entry in images}
     outside, tiny = [], []
     for entry in annotations:
         (left, top, width, height), limits = entry['bbox'], sizes[entry['image_id']]
-        if left + width > limits[0] + 1 or top + height > limits[1] + 1:
+        if (left + width > limits[0] + 1 or top + height > limits[1] + 1
+                or min(left, top) < -1):
             outside.append(entry)
         if width < 1 or height < 1:
             tiny.append(entry)
@@ -183,8 +222,7 @@ def _check_boxes(
 
 
 def _is_box(bbox: Any) -> bool:
-    return isinstance(bbox, list) and len(bbox) == 4 and all(
-        isinstance(number, (int, float)) for number in bbox)
+    return isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_finite, bbox))
 
 
 def _check_sizes(split: Split, folder: Path, images: list[dict[str, Any]]) -> None:
@@ -210,8 +248,33 @@ def _check_masks(split: Split, annotations: list[dict[str, Any]]) -> None:
             'Take a config without masks, for instance a RetinaNet, or annotate them')
 
 
-def _count(split: Split) -> Iterator[str]:
-    """Boxes and masks by class, as mmdet gives them to the model."""
+def _load(split: Split) -> list[dict[str, Any]]:
+    """Have mmdet read the data set; the annotations of its classes that it drops by its rules."""
+    dataset, dropped = split.dataset, []
+    parse = dataset.parse_data_info
+
+    def parse_and_compare(raw: dict[str, Any]) -> Any:
+        info = parse(raw)
+        given = [a for a in raw['raw_ann_info'] if a['category_id'] in dataset.cat_ids]
+        if len(info['instances']) < len(given):
+            dropped.extend(annotation for annotation in given if not parse(
+                {**raw, 'raw_ann_info': [annotation]})['instances'])
+        return info
+
+    dataset.parse_data_info = parse_and_compare
+    try:
+        load(split)
+    finally:
+        del dataset.parse_data_info
+    return dropped
+
+
+def _count(split: Split, dropped: list[dict[str, Any]]) -> Iterator[str]:
+    """Boxes and masks by class, as mmdet gives them to the model.
+
+    Raises:
+        ConfigError: there are none to learn from or to compare with.
+    """
     counts: Counter[int] = Counter()
     crowds = masks = 0
     for index in range(len(split.dataset)):
@@ -219,9 +282,22 @@ def _count(split: Split) -> Iterator[str]:
             counts[instance['bbox_label']] += 1
             crowds += instance['ignore_flag']
             masks += 'mask' in instance
+    if counts.total() == crowds:
+        raise split.problem(
+            f'no box is left: {_listed(dropped) or "all are crowds, which are ignored"}', _RULES)
     yield f'  boxes: {counts.total()}, {crowds} of them crowds; {masks} with a mask'
+    if dropped:
+        yield from paragraph(f'{_listed(dropped)}. {_RULES}')
     yield from count_lines(
-        'boxes by class', {split.classes[i]: str(n) for i, n in counts.most_common()})
-    absent = [name for i, name in enumerate(split.classes) if not counts[i]]
+        'boxes by class', {split.class_name(i): str(n) for i, n in counts.most_common()})
+    absent = [split.class_name(i) for i in range(len(split.classes)) if not counts[i]]
     if absent:
         yield from paragraph(f'without a box: {listed(absent, 12)}')
+
+
+def _listed(dropped: list[dict[str, Any]]) -> str:
+    if not dropped:
+        return ''
+    first = dropped[0]
+    return (f'mmdet drops {plural(len(dropped), "annotation")}, the first (id {first["id"]}) with '
+            f'bbox {first["bbox"]} and area {first["area"]:g}')

@@ -129,8 +129,8 @@ def _check_labels(split: Split) -> Iterator[str]:
     yield f'  opened: {plural(len(indices), "label map")}; {share:.1%} of the pixels ignored'
     order = [i for i in np.argsort(-pixels[:count], kind='stable') if pixels[i]]
     yield from count_lines(
-        'pixels by class', {split.classes[i]: f'{pixels[i] / total:.1%}' for i in order})
-    absent = [name for name, number in zip(split.classes, pixels) if not number]
+        'pixels by class', {split.class_name(i): f'{pixels[i] / total:.1%}' for i in order})
+    absent = [split.class_name(i) for i in range(count) if not pixels[i]]
     if absent:
         yield from paragraph(f'without a pixel: {listed(absent, 12)}')
 
