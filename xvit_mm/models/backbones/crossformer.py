@@ -155,7 +155,7 @@ class GroupedAttention(nn.Module):
         qkv = (grouping.gather(self.qkv(tokens)) if grouping.padded else
                self.qkv(grouping.gather(tokens)))
         # No -1 in these shapes, which would be ambiguous for an empty batch.
-        parts = [self._attend(*group).reshape(len(x), part.count * part.tokens, x.shape[3])
+        parts = [self._attend(*group).reshape(x.shape[0], part.count * part.tokens, x.shape[3])
                  for part, group in zip(grouping.parts, grouping.split(qkv, bias))]
         out = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return self.proj(grouping.scatter(out)).view(x.shape)
