@@ -356,7 +356,7 @@ def test_kernel_sizes_of_the_embeddings_come_from_the_arch(kernel_sizes):
     (dict(arch=dict(SMALL_ARCH, num_heads=(3, 3))), '3 heads do not divide the 32 channels'),
     (dict(arch='s', drop_path_rate=1.5), 'drop_path_rate=1.5'),
     (dict(arch=dict(SMALL_ARCH, kernel_sizes=((4, 8),))), r'give a tuple for each of 2 stages'),
-    (dict(arch=dict(SMALL_ARCH, kernel_sizes=((4, 8), 2))), r'give a tuple for each of 2 stages'),
+    (dict(arch=dict(SMALL_ARCH, kernel_sizes=((4, 8), 2))), 'stage 1=2: give one or more whole'),
     (dict(arch=dict(SMALL_ARCH, kernel_sizes=((2, 4), (2,)))), 'of stage 0 must be 4 or larger'),
     (dict(arch=dict(SMALL_ARCH, kernel_sizes=((4, ), (2, 5)))), 'stage 1 must be 2 or larger by an'),
     (dict(arch=dict(SMALL_ARCH, kernel_sizes=(range(4, 18, 2), (2, )))), '7 kernels do not share'),

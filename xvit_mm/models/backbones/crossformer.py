@@ -296,6 +296,7 @@ class CrossFormer(Backbone):
         **unknown: Any,
     ) -> None:
         given = self.variant(arch, _FIELDS[:3])
+        check_numbers('depths', given['depths'], count=0, most=MOST_BLOCKS)
         kernels = (STEM_KERNELS, *[MERGE_KERNELS] * (len(given['depths']) - 1))
         settings = dict(VARIANTS['s'], cooling=False, kernel_sizes=kernels) | given
         overrides = dict(group_size=group_size, interval=interval, drop_path_rate=drop_path_rate)
@@ -354,9 +355,9 @@ class CrossFormer(Backbone):
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    check_numbers('depths', settings['depths'], count=0, most=MOST_BLOCKS)
+    stages = len(settings['depths'])
     for name in ('num_heads', 'group_size', 'interval'):
-        check_numbers(name, settings[name], count=len(settings['depths']), most=MOST_TOKENS)
+        check_numbers(name, settings[name], count=stages, most=MOST_TOKENS)
     dims = settings['embed_dims']
     check_numbers('embed_dims', dims, least=32)
     if dims % 8:
@@ -372,10 +373,10 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _check_kernels(kernel_sizes: Sequence[Sequence[int]], dims: int, stages: int) -> None:
-    if len(kernel_sizes) != stages or not all(
-            isinstance(kernels, Sequence) and kernels for kernels in kernel_sizes):
-        raise ValueError(f'kernel_sizes={kernel_sizes}: give a tuple for each of {stages} stages')
+    if not isinstance(kernel_sizes, Sequence) or len(kernel_sizes) != stages:
+        raise ValueError(f'kernel_sizes={kernel_sizes!r}: give a tuple for each of {stages} stages')
     for stage, kernels in enumerate(kernel_sizes):
+        check_numbers(f'kernel_sizes={kernel_sizes!r}, stage {stage}', kernels, count=0, most=255)
         stride = MERGE_STRIDE if stage else STEM_STRIDE
         if any(kernel < stride or (kernel - stride) % 2 for kernel in kernels):
             raise ValueError(
