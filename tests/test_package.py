@@ -1,4 +1,5 @@
 """The package as others meet it: names, scopes, imports, shipped configs."""
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,28 @@ def test_configs_are_plain_text_that_both_stack_families_read(path):
     text = path.read_text()
     assert not [line for line in text.splitlines() if line.startswith(('import ', 'from '))]
     assert 'mmdet::' not in text and 'mmseg::' not in text and 'mmpretrain::' not in text
+
+
+def test_a_base_by_the_name_of_a_package_says_what_works_instead(tmp_path):
+    from xvit_mm.utils.config import ConfigError, load_config
+    (tmp_path / 'mine.py').write_text("_base_ = ['xvit_mm::retinanet_crossformer_s_coco.py']\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / 'mine.py')
+    base = re.search('Write `(.*?)`', str(caught.value)).group(1)
+    (tmp_path / 'mine.py').write_text(f'_base_ = [{base}]\n')
+    assert load_config(tmp_path / 'mine.py').model.type == 'RetinaNet'
+
+
+@pytest.mark.parametrize('base', [
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'])
+def test_bases_of_the_packages_are_read_or_the_message_names_a_way(tmp_path, base):
+    from xvit_mm.utils.config import ConfigError, load_config
+    config = tmp_path / 'mine.py'
+    config.write_text(f"_base_ = ['{base}']\n")
+    try:
+        cfg = load_config(config)
+    except ConfigError as error:
+        config.write_text('_base_ = [{}]\n'.format(re.findall('Write `(.*?)`', str(error))[0]))
+        cfg = load_config(config)
+    assert cfg.model.backbone.type.startswith('ResNet')

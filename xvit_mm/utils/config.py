@@ -1,4 +1,5 @@
 """From a config file and command-line options to a config ready to run, or to a clear error."""
+import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -249,9 +250,24 @@ def _read(path: Path) -> Config:
     path = _existing(path)
     try:
         return Config.fromfile(path)
-    except (SyntaxError, OSError, KeyError, NameError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise ConfigError(f'{path} is not a valid config: {kind}: {error}') from error
+    except (SyntaxError, OSError, ImportError, KeyError, NameError, TypeError, ValueError) as error:
+        kind, text = type(error).__name__, path.read_text(errors='replace')
+        raise ConfigError(
+            f'{path} is not a valid config: {kind}: {error}{_instead_of_scope(text)}') from error
+
+
+def _instead_of_scope(text: str) -> str:
+    """What to write for a base such as `xvit_mm::NAME` or `mmseg::FILE`.
+
+    mmengine takes no name without a folder after `::`, and OneDL's looks for distributions that go
+    by other names.
+    """
+    if found := re.search(r'[\'"]xvit_mm::(?:.*/)?([\w.]+)[\'"]', text):
+        return f". Write `__import__('xvit_mm').cfg('{found[1]}')` for the base {found[0]}"
+    if found := re.search(r'[\'"](mmdet|mmseg|mmpretrain)::([^\'"]+)[\'"]', text):
+        return (f". Write `__import__('{found[1]}').__path__[0] + '/.mim/configs/{found[2]}'` for "
+                f'the base {found[0]}')
+    return ''
 
 
 def _existing(path: Path) -> Path:
