@@ -1,6 +1,8 @@
 # Semantic FPN + XFormer on ADE20K. Expected: no published result. The recipe is that of
-# CrossFormer's Semantic FPN. There are no weights to start from.
-#   python tools/train.py configs/fpn_xformer_ade20k.py
+# CrossFormer's Semantic FPN. No weights are released: train the classifier first.
+#   python tools/train.py configs/xformer_imagenet.py
+#   python tools/train.py configs/fpn_xformer_ade20k.py \
+#       --pretrained work_dirs/xformer_imagenet/epoch_300.pth
 _base_ = [
     '_base_/models/semantic_fpn.py', '_base_/datasets/ade20k.py',
     '_base_/schedules/adamw_80k.py', '_base_/segmentation_runtime.py'

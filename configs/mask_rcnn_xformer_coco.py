@@ -1,6 +1,8 @@
-# Mask R-CNN + XFormer on COCO, 1x. Expected: no published result. No recipe is published; this is
-# CrossFormer's. There are no weights to start from.
-#   python tools/train.py configs/mask_rcnn_xformer_coco.py
+# Mask R-CNN + XFormer on COCO, 1x. Expected: no published result. No recipe is published; this
+# is CrossFormer's. No weights are released: train the classifier first.
+#   python tools/train.py configs/xformer_imagenet.py
+#   python tools/train.py configs/mask_rcnn_xformer_coco.py \
+#       --pretrained work_dirs/xformer_imagenet/epoch_300.pth
 _base_ = [
     '_base_/models/mask_rcnn.py', '_base_/datasets/coco_instance.py',
     '_base_/schedules/adamw_1x.py', '_base_/detection_runtime.py'

@@ -1,6 +1,9 @@
 # All-MLP decoder (SegFormer) + VT-ResNet-50 on Cityscapes, crops of 1024. Expected: no published
-# result. The recipe is SegFormer's. The weights are torchvision's ResNet-50.
-#   python tools/train.py configs/segformer_vt_r50_cityscapes.py --pretrained resnet50.pth
+# result. The recipe is SegFormer's. Train the classifier first, or start from torchvision's
+# ResNet-50 (`--pretrained resnet50.pth`).
+#   python tools/train.py configs/vt_r50_imagenet.py
+#   python tools/train.py configs/segformer_vt_r50_cityscapes.py \
+#       --pretrained work_dirs/vt_r50_imagenet/epoch_90.pth
 _base_ = [
     '_base_/models/segformer.py', '_base_/datasets/cityscapes_1024.py',
     '_base_/schedules/segformer_160k.py', '_base_/segmentation_runtime.py'

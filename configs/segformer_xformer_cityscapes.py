@@ -1,7 +1,9 @@
 # All-MLP decoder (SegFormer) + XFormer on Cityscapes, crops of 1024. Expected: 78.5 mIoU (paper,
 # which gives no recipe). Published: a simple all-MLP decoder. Ours: its 256 channels and the
-# recipe, SegFormer's. There are no weights to start from.
-#   python tools/train.py configs/segformer_xformer_cityscapes.py
+# recipe, SegFormer's. No weights are released: train the classifier first.
+#   python tools/train.py configs/xformer_imagenet.py
+#   python tools/train.py configs/segformer_xformer_cityscapes.py \
+#       --pretrained work_dirs/xformer_imagenet/epoch_300.pth
 _base_ = [
     '_base_/models/segformer.py', '_base_/datasets/cityscapes_1024.py',
     '_base_/schedules/segformer_160k.py', '_base_/segmentation_runtime.py'

@@ -1,6 +1,9 @@
 # Semantic FPN with VT-FPN + VT-ResNet-50 on ADE20K. Expected: no published result. The recipe is
-# that of CrossFormer's Semantic FPN. The weights are torchvision's ResNet-50.
-#   python tools/train.py configs/vtfpn_vt_r50_ade20k.py --pretrained resnet50.pth
+# that of CrossFormer's Semantic FPN. Train the classifier first, or start from torchvision's
+# ResNet-50 (`--pretrained resnet50.pth`).
+#   python tools/train.py configs/vt_r50_imagenet.py
+#   python tools/train.py configs/vtfpn_vt_r50_ade20k.py \
+#       --pretrained work_dirs/vt_r50_imagenet/epoch_90.pth
 _base_ = [
     '_base_/models/vtfpn.py', '_base_/datasets/ade20k.py',
     '_base_/schedules/adamw_80k.py', '_base_/segmentation_runtime.py'

@@ -1,6 +1,8 @@
 # YOLOv3 + XFormer on COCO, trained at 320 to 416 and tested at 416. Expected: no published
-# result.
-#   python tools/train.py configs/yolov3_xformer_416_coco.py
+# result. No weights are released: train the classifier first.
+#   python tools/train.py configs/xformer_imagenet.py
+#   python tools/train.py configs/yolov3_xformer_416_coco.py \
+#       --pretrained work_dirs/xformer_imagenet/epoch_300.pth
 _base_ = [
     '_base_/models/yolov3.py', '_base_/datasets/coco_yolov3_416.py',
     '_base_/schedules/yolov3_sgd_300e.py', '_base_/detection_runtime.py'

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
 from xvit_mm.engine import ClassificationLoss
-from xvit_mm.engine.hooks import close_progress_bar
+from xvit_mm.engine.hooks import MultiScaleHook, close_progress_bar
 from xvit_mm.engine.hooks.curves import MAIN_METRICS, draw_curves, main_metrics, read_history
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -373,3 +373,61 @@ def test_curves_hook_refuses_wrong_arguments(arguments, error, message):
     from xvit_mm.engine.hooks import CurvesHook
     with pytest.raises(error, match=message):
         CurvesHook(**arguments)
+
+
+# Sizes of batches -----------------------------------------------------------------------------
+
+
+class SizesModel(BaseModel):
+    """Notes the size of each batch, and whether it is of a training."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen = []
+
+    def forward(self, inputs, mode='tensor'):
+        self.seen.append((mode, tuple(inputs.shape[2:]), inputs.mean().item()))
+        return dict(loss=self.weight * inputs.mean()) if mode == 'loss' else [inputs]
+
+
+def train_at_sizes(work_dir, *, epochs=2, hook=None, **settings):
+    from mmengine.optim import OptimWrapper
+    model = SizesModel()
+    images = [dict(inputs=torch.full((3, 32, 32), 0.5)) for _ in range(6)]
+    loader = DataLoader(images, batch_size=2)
+    runner = Runner(
+        model, str(work_dir), train_dataloader=loader, val_dataloader=loader, val_cfg={},
+        val_evaluator=[ToyMetric()], train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=OptimWrapper(torch.optim.SGD(model.parameters(), 0.1)),
+        custom_hooks=[hook or MultiScaleHook(sizes=(16, 24, 32, 40))], experiment_name=str(work_dir),
+        default_scope='mmengine', **settings)
+    runner.train()
+    return model.seen
+
+
+def test_training_batches_have_the_size_of_their_iteration_and_validation_its_own(tmp_path):
+    hook = MultiScaleHook(sizes=(16, 24, 32, 40), interval=2)
+    expected = [hook.size_at(i) for i in range(12)]
+    assert len(set(expected)) > 2 and expected[::2] == expected[1::2]
+    seen = train_at_sizes(tmp_path, epochs=4, hook=hook)
+    training = [size for mode, size, _ in seen if mode == 'loss']
+    assert training == [(side, side) for side in expected]
+    assert {size for mode, size, _ in seen if mode != 'loss'} == {(32, 32)}
+    assert all(mean == pytest.approx(0.5) for *_, mean in seen)
+
+
+def test_a_resumed_training_goes_on_with_the_same_sizes(tmp_path):
+    whole = train_at_sizes(tmp_path / 'whole', epochs=3)
+    first = train_at_sizes(tmp_path / 'parts', epochs=1)
+    second = train_at_sizes(tmp_path / 'parts', epochs=3, resume=True)
+    assert first + second == whole
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(sizes=()), r'sizes=\[\]'), (dict(sizes=(160, 0)), r'sizes=\[160, 0\]'),
+    (dict(sizes=(160.5,)), 'give whole numbers'), (dict(interval=0), r'interval=\[0\]'),
+])
+def test_sizes_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MultiScaleHook(**settings)

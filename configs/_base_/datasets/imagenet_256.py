@@ -1,9 +1,10 @@
-# ImageNet-1K at 256, with random crops and flips only.
+# ImageNet-1K at 256, with random crops and flips only. Crops have 320 pixels, the largest of the sizes
+# that MultiScaleHook makes of them.
 _base_ = './imagenet.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=256),
+    dict(type='RandomResizedCrop', scale=320),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]

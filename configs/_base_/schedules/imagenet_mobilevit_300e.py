@@ -1,4 +1,4 @@
-# MobileViT's recipe at batch 1024 (without its multi-scale sampler): 300 epochs of AdamW from 2e-4 to
+# MobileViT's recipe at batch 1024: 300 epochs of AdamW from 2e-4 to
 # 2e-3 in 3000 iterations and down to 2e-4 again, with weight decay on every parameter.
 _base_ = './imagenet_adamw_300e.py'
 

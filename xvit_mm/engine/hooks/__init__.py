@@ -1,12 +1,13 @@
-"""Hooks: checkpoints, a progress bar, curves, pictures of predictions, memory order of weights."""
+"""Hooks: checkpoints, a progress bar, curves, pictures of predictions, sizes of batches, memory order."""
 from .channels_last import ChannelsLastHook
 from .checkpoint import CheckpointHook
 from .curves import CurvesHook
 from .finite_loss import DivergedError, FiniteLossHook
+from .multi_scale import MultiScaleHook
 from .pictures import PicturesHook
 from .progress_bar import ProgressBarHook, close_progress_bar
 
 __all__ = [
     'ChannelsLastHook', 'CheckpointHook', 'CurvesHook', 'DivergedError', 'FiniteLossHook',
-    'PicturesHook', 'ProgressBarHook', 'close_progress_bar'
+    'MultiScaleHook', 'PicturesHook', 'ProgressBarHook', 'close_progress_bar'
 ]
