@@ -1,4 +1,4 @@
-"""Hooks: checkpoints, a progress bar, curves, pictures of predictions, sizes of batches, memory order."""
+"""Hooks: checkpoints, progress bar, curves, pictures, sizes of batches, memory order of weights."""
 from .channels_last import ChannelsLastHook
 from .checkpoint import CheckpointHook
 from .curves import CurvesHook
