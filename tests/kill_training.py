@@ -28,6 +28,8 @@ WIDTH = 100_000  # checkpoints of some MB, so that many kills find one being wri
 class Signal(Hook):
     """Tells through a pipe that the training has begun."""
 
+    priority = 'LOWEST'  # after the files of the last kill are cleared away
+
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
 
@@ -78,19 +80,23 @@ def problems(folder: Path, newest: int, best: int) -> list[str]:
     return found
 
 
-def kill_repeatedly(folder: Path, kills: int, by_epoch: bool, length: int, seed: int) -> list[str]:
-    dice, found, newest, best = random.Random(seed), [], 0, 0
+def kill_repeatedly(
+    folder: Path, kills: int, by_epoch: bool, length: int, seed: int
+) -> tuple[list[str], int]:
+    """The problems, and how many kills found a file half-written."""
+    dice, found, newest, best, writing = random.Random(seed), [], 0, 0, 0
     for number in range(kills):
         child = start(folder, by_epoch, length)
-        time.sleep(dice.uniform(0, 0.4))
+        time.sleep(dice.uniform(0, 1.5))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+        writing += any(folder.glob('.*.partial'))
         if os.WIFEXITED(status) and os.WEXITSTATUS(status):
             found.append(f'kill {number}: it had failed with status {os.WEXITSTATUS(status)}')
         found += [f'kill {number}: {problem}' for problem in problems(folder, newest, best)]
         newest = max(steps(folder), default=0)
         best = max(steps(folder, r'best_.*_(\d+)\.pth'), default=0)
-    return found
+    return found, writing
 
 
 def finish(folder: Path, by_epoch: bool, length: int) -> dict[str, torch.Tensor]:
@@ -108,18 +114,19 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
     by_epoch = not arguments.by_iteration
-    length = 3 * arguments.kills if by_epoch else 21 * arguments.kills
+    length = (3 if by_epoch else 9) * arguments.kills
     with tempfile.TemporaryDirectory() as root:
         killed, whole = Path(root, 'killed'), Path(root, 'whole')
         killed.mkdir()
-        found = kill_repeatedly(killed, arguments.kills, by_epoch, length, arguments.seed)
+        found, writing = kill_repeatedly(killed, arguments.kills, by_epoch, length, arguments.seed)
         reached = max(steps(killed), default=0)
         weights, expected = (finish(folder, by_epoch, length) for folder in (killed, whole))
         if not all(torch.equal(weights[name], expected[name]) for name in expected):
             most = max((weights[n] - expected[n]).abs().max().item() for n in expected)
             found.append(f'the weights differ by {most} from those of an uninterrupted run')
     print(*found, sep='\n', end='\n' if found else '')
-    print(f'{arguments.kills} kills, {reached} of {length} done by then: {len(found)} failures')
+    print(f'{arguments.kills} kills, {writing} of them while a file was written; {reached} of '
+          f'{length} done by then: {len(found)} failures')
     return bool(found)
 
 
