@@ -1,7 +1,7 @@
 """Random numbers that depend on where a training stands, not on how it got there."""
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -89,14 +89,20 @@ class SeededDataset(Dataset):
         object.__setattr__(self, '_seeded_dataset', dataset)
 
     def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        # Once for a batch: it takes longer than the seeding. A worker has nothing to preserve.
+        is_seeded = any(isinstance(index, SeededIndex) for index in indices)
+        is_worker = get_worker_info() is not None
+        with preserved_randomness() if is_seeded and not is_worker else nullcontext():
+            return [self._load_seeded(index) for index in indices]
+
+    def _load_seeded(self, index: int) -> Any:
         if not isinstance(index, SeededIndex):
             return self._load(index)
-        if get_worker_info() is not None:
-            seed_all(*index.key)
-            return self._load(int(index))
-        with preserved_randomness():
-            seed_all(*index.key)
-            return self._load(int(index))
+        seed_all(*index.key)
+        return self._load(int(index))
 
     def _load(self, index: int) -> Any:
         try:
@@ -104,9 +110,6 @@ class SeededDataset(Dataset):
         except Exception:
             check_image(self._seeded_dataset, index)
             raise
-
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        return [self[index] for index in indices]
 
     def __len__(self) -> int:
         return len(self._seeded_dataset)
