@@ -38,13 +38,18 @@ def test_every_variant_of_every_model_is_measured(tool, monkeypatch, capsys):
     times, memory = ([float(row[i]) for row in rows] for i in (2, 5))
     assert min(times) > 0 and min(memory) > 0
     assert float(rows[0][4]) == 1
-    # From the stem to stage 2: 167,616 parameters and, at 32 x 32, 7.2 million products.
-    assert [row[7:] for row in rows[:2]] == 2 * [['0.17', '0.01']]
+    # From the stem to stage 2: 178,880 parameters and, at 32 x 32, 8.2 million products.
+    assert [row[7:9] for row in rows[:2]] == 2 * [['0.18', '0.01']]
 
 
 def test_training_steps_are_measured(tool, monkeypatch, capsys):
     run(tool, monkeypatch, SMALL, '--train', '--batch', '2', '--clock', 'processor')
-    assert 'training step, processor clock' in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert 'training step, processor clock' in lines[0]
+    header, row = lines[-2].split(), lines[-1].split()
+    assert header[-1] == 'images/s'
+    # Both are rounded, the time to 0.1 ms.
+    assert float(row[-1]) == pytest.approx(2000 / float(row[2]), rel=0.02)
 
 
 NECKS = [f'{kind}:in_channels=[8,16],out_channels=8,num_outs=2{more}'

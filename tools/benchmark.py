@@ -252,7 +252,7 @@ def report(size: tuple[int, int], contenders: list[Contender]) -> None:
     width = max(len(contender.name) for contender in contenders)
     first = contenders[0]
     print(f'\n{size[0]} x {size[1]}\n{"":<{width}}{"ms (median)":>13}{"ms (best)":>11}{"x":>7}'
-          f'{"MB (peak)":>11}{"x":>7}{"M param.":>10}{"GMACs":>8}')
+          f'{"MB (peak)":>11}{"x":>7}{"M param.":>10}{"GMACs":>8}{"images/s":>10}')
     for contender in contenders:
         median, best = statistics.median(contender.times), min(contender.times)
         macs = '-' if contender.is_neck else f'{count_macs(contender.model, size) / 1e9:.2f}'
@@ -261,7 +261,7 @@ def report(size: tuple[int, int], contenders: list[Contender]) -> None:
         print(f'{contender.name:<{width}}{1e3 * median:>13.1f}{1e3 * best:>11.1f}{ratio:>7.2f}'
               f'{contender.memory / 1e6:>11.1f}{contender.memory / max(first.memory, 1):>7.2f}'
               f'{sum(p.numel() for p in contender.model.parameters()) / 1e6:>10.2f}'
-              f'{macs:>8}')
+              f'{macs:>8}{len(contender.inputs[0]) / median:>10.1f}')
 
 
 if __name__ == '__main__':

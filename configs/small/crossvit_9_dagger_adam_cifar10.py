@@ -14,7 +14,7 @@ model = dict(
         type='xvit_mm.CrossViTClsHead', num_classes=10, in_channels=(128, 256), loss=loss,
         cal_acc=True))
 val_evaluator = [
-    dict(type='Accuracy', topk=(1, 5)),
+    dict(type='Accuracy', topk=(1, )),
     dict(type='xvit_mm.ClassificationLoss', loss=loss),
 ]
 test_evaluator = val_evaluator
