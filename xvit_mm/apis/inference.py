@@ -1,6 +1,6 @@
 """Predictions for images in memory, with any config that trains here."""
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,11 @@ from xvit_mm.checkpoints import official_model, read_checkpoint
 from xvit_mm.checkpoints.whole_model import load_whole_model
 from xvit_mm.datasets.own_data.common import palette
 from xvit_mm.utils.config import ConfigError, datasets_in
+from xvit_mm.utils.prediction import Prediction
 
 from .build import build_model
 
 IGNORED = 255  # the label of pixels whose class was not asked for
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one image of H x W pixels; what it does not say is None.
-
-    boxes: [N, 4], x1 y1 x2 y2 in pixels of the image as it was given, with `labels` and `scores`
-    [N], best first. masks: [N, H, W] of bool, one for each box. label_map: [H, W] of int, a class
-    for each pixel. class_scores: [C], of a classifier.
-    """
-
-    boxes: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    scores: np.ndarray | None = None
-    masks: np.ndarray | None = None
-    label_map: np.ndarray | None = None
-    class_scores: np.ndarray | None = None
 
 
 class Predictor:

@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 
 from xvit_mm.utils.files import replaced_whole, write_text
-
-from .inference import Prediction
+from xvit_mm.utils.prediction import Prediction
 
 NUM_BEST = 5  # classes of an image that the CSV lists
 

@@ -1,14 +1,12 @@
 """Predictions drawn over their image."""
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from .frame import Color, add_captions, add_legend
+from xvit_mm.utils.prediction import Prediction
 
-if TYPE_CHECKING:
-    from xvit_mm.apis.inference import Prediction
+from .frame import Color, add_captions, add_legend
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _MIN_SIDE = 320  # px; smaller pictures are enlarged, so that labels can be read
@@ -17,7 +15,7 @@ _OPACITY = 0.5  # of the colour of a mask or a class
 
 def draw_prediction(
     image: np.ndarray,
-    prediction: 'Prediction',
+    prediction: Prediction,
     classes: Sequence[str],
     palette: Sequence[Color],
     *,
