@@ -161,6 +161,14 @@ def test_each_scale_and_the_gain_reach_their_layers_and_no_others():
     assert scales(query_gain=0.5) == (default, [0.5] * 3)
 
 
+@pytest.mark.parametrize('tokenizer, scaled', [('filter', True), ('clustering', False)])
+def test_by_default_only_filters_that_learn_are_scaled(tokenizer, scaled):
+    assert small(tokenizer=tokenizer).settings.scale_filters is scaled
+    for value in True, False:
+        assert small(tokenizer=tokenizer, scale_filters=value).settings.scale_filters is value
+        assert small(tokenizer=tokenizer, scale_logits=value).settings.scale_filters is value
+
+
 @pytest.mark.parametrize('resnet', [{}, dict(type='mmpretrain.ResNet_CIFAR')], ids=str)
 def test_drop_path_rises_from_the_first_block_of_the_resnet_to_the_last_module(resnet):
     backbone = small(depth=34, drop_path_rate=0.15, resnet=resnet)

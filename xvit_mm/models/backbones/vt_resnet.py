@@ -87,9 +87,10 @@ class VTResNet(Backbone):
         token_channels: CT.
         num_heads: of the transformers and projectors.
         value_conv: False leaves the grouped projection out of the tokenizers, as in the formula.
-        scale_filters: divide the logits of filters and of cluster centroids by sqrt(C). Filters
-            then start sqrt(C) times as large, so the start is the same, but they learn more slowly
-            (docs/vt.md).
+        scale_filters: divide the logits of filters or cluster centroids by sqrt(C). Filters then
+            start sqrt(C) times as large, so the start is the same, but they learn more slowly
+            (docs/vt.md). Default: yes for `filter`, no for `clustering`, whose attention would be
+            almost an average.
         scale_recurrent, scale_transformer, scale_projector: divide the logits of the recurrent
             tokenizers, the transformers and the projectors by sqrt(d), d the channels of a head.
         scale_logits: shorthand that sets all four; False is the paper's formulas.
@@ -134,7 +135,7 @@ class VTResNet(Backbone):
         token_channels: int = 1024,
         num_heads: int = 1,
         value_conv: bool = True,
-        scale_filters: bool = True,
+        scale_filters: bool | None = None,
         scale_recurrent: bool = True,
         scale_transformer: bool = True,
         scale_projector: bool = True,
@@ -172,6 +173,8 @@ class VTResNet(Backbone):
         num_blocks = sum(VARIANTS[depth]['depths'])
         rates = drop_path_rates(
             drop_path_rate, num_blocks + (num_modules or VARIANTS[depth]['num_modules']))
+        if scale_filters is None:
+            scale_filters = tokenizer == 'filter'
         scales = dict(
             scale_filters=scale_filters, scale_recurrent=scale_recurrent,
             scale_transformer=scale_transformer, scale_projector=scale_projector)
