@@ -65,7 +65,7 @@ class Losses(Hook):
 
 
 def small_runner(folder, *hooks, by_epoch=True, length=4, workers=0, persistent=True, sampler=None,
-                 interval=None, checkpoint=None, width=8, seed=0, **settings) -> Runner:
+                 interval=None, checkpoint=None, width=8, seed=0, ema=False, **settings) -> Runner:
     """Seven iterations an epoch; by iteration, checkpoints and validations every third."""
     loader = dict(dataset=dict(type='Augmented'), batch_size=BATCH_SIZE, num_workers=workers,
                   persistent_workers=persistent and workers > 0,
@@ -85,5 +85,6 @@ def small_runner(folder, *hooks, by_epoch=True, length=4, workers=0, persistent=
         default_hooks=dict(checkpoint={
             **dict(type='CheckpointHook', interval=interval, by_epoch=by_epoch, max_keep_ckpts=2,
                    save_best='acc'), **(checkpoint or {})}),
-        custom_hooks=list(hooks), visualizer=dict(type='Visualizer'), log_level='WARNING',
+        custom_hooks=[*hooks, *([dict(type='EMAHook', momentum=0.1)] if ema else [])],
+        visualizer=dict(type='Visualizer'), log_level='WARNING',
         log_processor=dict(by_epoch=by_epoch), randomness=dict(seed=seed), **settings)

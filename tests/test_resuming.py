@@ -65,8 +65,9 @@ def assert_same(first, second):
     (dict(by_epoch=False, length=20, sampler='DefaultSampler'), 17),
     # Checkpoints in the middle of an epoch, of a loop that counts epochs.
     (dict(checkpoint=dict(by_epoch=False, interval=3)), 18),
+    (dict(ema=True), 18),
 ], ids=['epoch', 'epoch, workers', 'epoch, new workers', 'iteration', 'iteration, workers',
-        'iteration, finite', 'within an epoch'])
+        'iteration, finite', 'within an epoch', 'averaged weights'])
 def test_a_resumed_run_equals_an_uninterrupted_one(settings, stop_after, tmp_path):
     whole = train(tmp_path / 'whole', **settings)
     assert len(set(whole[0].values())) == len(whole[0])

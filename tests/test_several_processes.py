@@ -206,3 +206,29 @@ def test_a_run_in_two_processes_is_resumed_bit_for_bit(tmp_path):
               for state in torch.load(tmp_path / f'{rank}.pth', weights_only=True)]
     for state in states[1:]:
         assert all(torch.equal(state[name], states[0][name]) for name in state)
+
+
+@pytest.mark.parametrize('tool, own, passed', [
+    ('train', ['WORK_DIR'], ['CONFIG', '--work-dir=WORK_DIR']),
+    ('test', ['CHECKPOINT'], ['CONFIG', 'CHECKPOINT']),
+])
+def test_slurm_scripts_take_the_usual_variables(tool, own, passed, tmp_path):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nfor a; do echo "$a"; done\n')
+    srun.chmod(0o755)
+    environment = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='4',
+                       GPUS_PER_NODE='2', CPUS_PER_TASK='3', SRUN_ARGS='--quiet -w node1')
+    script = ROOT / f'tools/slurm_{tool}.sh'
+    said = subprocess.run([script, 'PART', 'JOB', 'CONFIG', *own, '--cfg-options', 'a=b c'],
+                          env=environment, capture_output=True, text=True).stdout.splitlines()
+    assert said[:2] == ['-p', 'PART']
+    assert {'--job-name=JOB', '--gres=gpu:2', '--ntasks=4', '--ntasks-per-node=2',
+            '--cpus-per-task=3', '--quiet', '-w', 'node1'} <= set(said)
+    start = next(i for i, word in enumerate(said) if word.endswith(f'{tool}.py'))
+    assert said[start + 1:] == [*passed, '--launcher=slurm', '--cfg-options', 'a=b c']
+
+
+@pytest.mark.parametrize('name', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
+def test_scripts_without_arguments_say_how_they_are_used(name):
+    done = subprocess.run([ROOT / f'tools/{name}.sh'], capture_output=True, text=True)
+    assert done.returncode == 2 and f'tools/{name}.sh' in done.stderr

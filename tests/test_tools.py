@@ -241,7 +241,11 @@ def test_a_config_with_our_hooks_in_custom_hooks_gets_each_once():
     ('crossformer_s_imagenet.py', 'VisualizationHook'),
 ])
 def test_the_hook_that_stock_tools_ask_for_is_there(config, hook):
-    assert load_config(config).default_hooks.visualization.type == hook
+    cfg = load_config(config)
+    assert cfg.default_hooks.visualization.type == hook
+    assert ('visualization', hook) not in hooks_of(**cfg)
+    cfg.default_hooks.visualization['enable' if 'imagenet' in config else 'draw'] = True
+    assert ('visualization', hook) in hooks_of(**cfg)
 
 
 @pytest.mark.parametrize('option', [

@@ -225,6 +225,7 @@ class Runner(MMEngineRunner):
             name: hook for name, hook in (default_hooks or {}).items()
             if (hook is not None or name in _MMENGINE_HOOKS)
             and not (name in _OUR_HOOKS and isinstance(hook, dict) and hook['type'] in custom)
+            and not (name == 'visualization' and _is_idle(hook))
         }
         super().register_hooks(kept, custom_hooks)
 
@@ -260,6 +261,11 @@ _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sch
                    'checkpoint')
 _OUR_HOOKS = ('progress_bar', 'curves', 'pictures', 'channels_last')
 _CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', MMEngineCheckpointHook)
+
+
+def _is_idle(hook: Hook | dict[str, Any] | None) -> bool:
+    """Whether a visualization hook waits for a stock test.py to switch it on; mmseg's warns so."""
+    return isinstance(hook, dict) and not (hook.get('draw') or hook.get('enable'))
 
 
 def _revised(state_dict: dict[str, Tensor], revise_keys: ReviseKeys) -> OrderedDict[str, Tensor]:
