@@ -35,9 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_default_scope():
-    """mmengine's default scope is global: a runner of one test must not choose for the next."""
+def no_globals_of_mmengine():
+    """Its default scope and loggers are global: a runner of one test must not choose the scope of
+    the next, and a logger made in one writes to a stream that pytest closes."""
     DefaultScope._instance_dict.clear()
+    MMLogger._instance_dict.clear()
 
 
 @pytest.fixture
