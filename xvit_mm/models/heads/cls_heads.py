@@ -176,7 +176,7 @@ class CrossViTClsHead(ClsHead):
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for width in in_channels)
         self.fcs = nn.ModuleList(nn.Linear(width, num_classes) for width in in_channels)
 
-    def forward(self, feats: Sequence[Tensor]) -> Tensor:
+    def forward(self, feats: Sequence[Tensor] | Tensor) -> Tensor:
         shapes = [tuple(token.shape) for token in feats]
         if [shape[1:] for shape in shapes] != [(width,) for width in self.in_channels]:
             raise ValueError(
