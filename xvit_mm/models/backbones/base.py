@@ -119,8 +119,7 @@ class Backbone(BaseModule):
         Raises:
             CheckpointError: the file does not fit; says what it is and what this backbone is.
         """
-        init_cfg: dict | list[dict] | None = self.init_cfg
-        first = not self.is_init
+        init_cfg, first = self.init_cfg, not self.is_init
         entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
         # As in mmengine, files come last; its own loading does not ask whether they cover all.
         self.init_cfg = [entry for entry in entries if not _is_pretrained(entry)]
