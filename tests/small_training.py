@@ -47,7 +47,8 @@ class Progress(BaseMetric):
         self.results.append(np.random.rand())
 
     def compute_metrics(self, results):
-        return dict(acc=float(MessageHub.get_current_instance().get_info('iter', 0)))
+        step = float(MessageHub.get_current_instance().get_info('iter', 0))
+        return dict(acc=step, loss=-step)
 
 
 class Losses(Hook):

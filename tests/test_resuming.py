@@ -298,6 +298,16 @@ def test_nothing_is_removed_before_its_successor_stands(tmp_path, monkeypatch):
     assert names(tmp_path) == ['best_acc_epoch_5.pth', 'epoch_5.pth']
 
 
+def test_the_best_of_several_metrics_are_kept_and_resumed(tmp_path):
+    settings = dict(checkpoint=dict(save_best=['acc', 'loss']))
+    small_runner(tmp_path, length=2, **settings).train()
+    assert names(tmp_path)[:2] == ['best_acc_epoch_2.pth', 'best_loss_epoch_2.pth']
+    moved = tmp_path.rename(tmp_path.with_name('moved'))
+    small_runner(moved, length=3, resume=True, **settings).train()
+    assert names(moved)[:2] == ['best_acc_epoch_3.pth', 'best_loss_epoch_3.pth']
+    assert len(names(moved)) == 4
+
+
 def test_a_hook_with_a_class_for_its_type_is_replaced_too(tmp_path):
     from mmengine.hooks import CheckpointHook
     runner = small_runner(tmp_path, checkpoint=dict(type=CheckpointHook))
