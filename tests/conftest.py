@@ -3,6 +3,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / 'tools'))
 # Test models are tiny: more threads only wait for one another.
 torch.set_num_threads(1)
+
+# Property tests (test_properties.py): CI runs the same few examples every time; more of them with
+# --hypothesis-profile=thorough.
+with suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+    for name, examples in (('ci', 8), ('thorough', 500)):
+        settings.register_profile(
+            name, max_examples=examples, deadline=None, derandomize=name == 'ci', database=None,
+            suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile('ci')
 
 # Modules that train, evaluate, export or start programs throughout: `--quick` leaves them out.
 TRAINING = {
