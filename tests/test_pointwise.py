@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from versions import half_on_a_cpu
 
 from xvit_mm.models.layers.cache import EvalCache, shortcuts_allowed, without_shortcuts
-from xvit_mm.models.layers.pointwise import PointwiseConv, added, averaged, filtered, product_logits
+from xvit_mm.models.layers.pointwise import (PointwiseConv, add_weighted_sum, apply_filters,
+                                             product_logits, weighted_sum)
 from xvit_mm.models.necks import VTFPN
 from xvit_mm.utils.complexity import count_macs
 
@@ -108,17 +109,17 @@ def test_products_keep_the_layout_of_the_map_and_of_its_gradient(fmt, batch):
     x = random(batch, C, H, W).contiguous(memory_format=fmt).requires_grad_()
     filters, value = (random(batch, C, L, seed=i).requires_grad_() for i in (1, 2))
     weights = random(batch, L, H * W, seed=3).requires_grad_()
-    out = added(x, value, weights[:, None])
+    out = add_weighted_sum(x, value, weights[:, None])
     assert out.is_contiguous(memory_format=fmt) and out.stride() == x.stride()
     gradients_if_close(out, x + (value @ weights).view(x.shape), [x, value, weights])
     for found, expected, others in [
-        (filtered(filters, x), torch.einsum('bcl,bcp->blp', filters, x.flatten(2)), filters),
-        (averaged(x, weights), torch.einsum('blp,bcp->bcl', weights, x.flatten(2)), weights),
+        (apply_filters(filters, x), torch.einsum('bcl,bcp->blp', filters, x.flatten(2)), filters),
+        (weighted_sum(x, weights), torch.einsum('blp,bcp->bcl', weights, x.flatten(2)), weights),
     ]:
         assert gradients_if_close(found, expected, [x, others])[0].stride() == x.stride()
     with torch.no_grad():
         torch.testing.assert_close(
-            averaged(x.detach(), weights), torch.einsum('blp,bcp->bcl', weights, x.flatten(2)))
+            weighted_sum(x.detach(), weights), torch.einsum('blp,bcp->bcl', weights, x.flatten(2)))
 
 
 @pytest.mark.parametrize('fmt', FORMATS, ids=str)

@@ -218,7 +218,7 @@ def test_attention_starts_spread_out(norm_cfg):
         filters = FilterTokenizer(256, 1024, scale_logits=scale_logits, **settings)
         assert 0.8 < filters.logits(x, None).std() < 1.2
     transformer = TokenTransformer(1024, norm_cfg=norm_cfg, query_gain=QUERY_GAIN)
-    related = transformer.related(tokens)
+    related = transformer.relate(tokens)
     torch.testing.assert_close(
         related, tokens.mean(2, keepdim=True).expand_as(related), rtol=0, atol=0.3)
 

@@ -1,5 +1,4 @@
-"""Point-wise layers on maps and tokens, and the same results for less where nothing depends on
-the batch."""
+"""Point-wise layers on maps and tokens, with cheaper forms for inference."""
 from collections.abc import Mapping
 from math import gcd
 from typing import Any
@@ -16,15 +15,15 @@ NormCfg = Mapping[str, Any] | None
 
 
 class PointwiseConv(ConvModule):
-    """A 1 x 1 convolution of maps, and its norm; BatchNorm in eval mode is part of the weights."""
+    """A 1 x 1 convolution of maps and its norm; BatchNorm in eval mode is folded into the weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        folded = self.folded()
+        folded = self.fold_norm()
         if folded is None:
-            return self.norm(self._convolved(x, self.conv.weight, self.conv.bias))
-        return self._convolved(x, *folded)
+            return self.norm(self._convolve(x, self.conv.weight, self.conv.bias))
+        return self._convolve(x, *folded)
 
-    def folded(self) -> tuple[Tensor, Tensor | None] | None:
+    def fold_norm(self) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias of convolution and norm in one; None if the norm depends on the batch."""
         weight, bias = self.conv.weight, self.conv.bias
         if not self.with_norm or isinstance(self.norm, nn.Identity):
@@ -40,7 +39,7 @@ class PointwiseConv(ConvModule):
         shift = shift * scale if norm.bias is None else shift * scale + norm.bias
         return (weight * scale.view(-1, 1, 1, 1)).to(weight), shift.to(weight)
 
-    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # One pixel has no spacing, so any dilation is the same convolution. With one, torch takes
         # oneDNN on a CPU also for a single thread, which is twice as fast.
         return F.conv2d(
@@ -63,9 +62,9 @@ def map_layer(
     groups = out_channels // group_width if group_width else 1
     groups = max(1, gcd(groups, in_channels, out_channels))
     layer = PointwiseConv(
-        in_channels, out_channels, 1, groups=groups, bias=False, norm_cfg=_copied(norm_cfg),
+        in_channels, out_channels, 1, groups=groups, bias=False, norm_cfg=_copy(norm_cfg),
         act_cfg=None)
-    return _initialised(layer, gain)
+    return _initialise(layer, gain)
 
 
 def token_layer(
@@ -86,10 +85,10 @@ def token_layer(
         norm_cfg = dict(norm_cfg, type='BN1d')
     layer = ConvModule(
         in_channels, out_channels, 1, groups=groups, bias=False, conv_cfg=dict(type='Conv1d'),
-        norm_cfg=_copied(norm_cfg), act_cfg=None)
+        norm_cfg=_copy(norm_cfg), act_cfg=None)
     if zero_init and norm_cfg is not None:
         gain = 0.
-    return _initialised(layer, gain)
+    return _initialise(layer, gain)
 
 
 def product_logits(filters: Tensor, layer: PointwiseConv, x: Tensor) -> Tensor:
@@ -98,14 +97,14 @@ def product_logits(filters: Tensor, layer: PointwiseConv, x: Tensor) -> Tensor:
     `f^T (W x) = (W^T f)^T x`: where the norm of the layer is part of W, the filters are projected
     instead of the pixels.
     """
-    folded = layer.folded() if shortcuts_allowed() else None
+    folded = layer.fold_norm() if shortcuts_allowed() else None
     if folded is None:
-        return filtered(filters, layer(x))
+        return apply_filters(filters, layer(x))
     weight, bias = folded
     groups = layer.conv.groups
     weight = weight.flatten(1).unflatten(0, (groups, -1))
     by_group = weight.transpose(1, 2) @ filters.unflatten(1, (groups, -1))
-    logits = filtered(by_group.flatten(1, 2), x)
+    logits = apply_filters(by_group.flatten(1, 2), x)
     return logits if bias is None else logits + filters.transpose(1, 2) @ bias[:, None]
 
 
@@ -113,7 +112,7 @@ def product_logits(filters: Tensor, layer: PointwiseConv, x: Tensor) -> Tensor:
 # a product that transposes them, or a sum of both layouts, takes a multiple of the time on a CPU.
 
 
-def filtered(filters: Tensor, x: Tensor) -> Tensor:
+def apply_filters(filters: Tensor, x: Tensor) -> Tensor:
     """Products of filters [B, C, L] and the pixels of a map [B, C, H, W]: [B, L, H * W]."""
     if x.is_contiguous():
         return filters.transpose(1, 2) @ x.flatten(2)
@@ -125,14 +124,14 @@ def filtered(filters: Tensor, x: Tensor) -> Tensor:
     return torch.stack([F.linear(image, f) for image, f in images]).transpose(1, 2)
 
 
-def averaged(x: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
     """Sums over the pixels of a map [B, C, H, W] with weights [B, L, H * W]: [B, C, L]."""
     if x.is_contiguous() and x.requires_grad:
         return x.flatten(2) @ weights.transpose(1, 2)
     return (weights @ x.permute(0, 2, 3, 1).flatten(1, 2)).transpose(1, 2)
 
 
-def added(x: Tensor, value: Tensor, weights: Tensor) -> Tensor:
+def add_weighted_sum(x: Tensor, value: Tensor, weights: Tensor) -> Tensor:
     """`x + value weights`: map [B, C, H, W], tokens [B, C, L], weights [B, heads, L, H * W]."""
     heads = weights.shape[1]
     if heads == 1 and not x.is_contiguous():
@@ -144,7 +143,7 @@ def added(x: Tensor, value: Tensor, weights: Tensor) -> Tensor:
     return torch.baddbmm(base, value, weights.flatten(0, 1)).view(x.shape)
 
 
-def _initialised(layer: ConvModule, gain: float) -> ConvModule:
+def _initialise(layer: ConvModule, gain: float) -> ConvModule:
     """The weights keep the variance, so that VT also trains without norms; then comes `gain`."""
     nn.init.kaiming_normal_(layer.conv.weight, nonlinearity='linear')
     weight = layer.norm.weight if layer.with_norm else layer.conv.weight
@@ -153,5 +152,5 @@ def _initialised(layer: ConvModule, gain: float) -> ConvModule:
     return layer
 
 
-def _copied(norm_cfg: NormCfg) -> dict[str, Any] | None:
+def _copy(norm_cfg: NormCfg) -> dict[str, Any] | None:
     return None if norm_cfg is None else dict(norm_cfg)

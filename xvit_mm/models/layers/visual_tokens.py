@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from .pointwise import (NormCfg, added, averaged, filtered, map_layer, product_logits,
-                        token_layer)
+from .pointwise import (NormCfg, add_weighted_sum, apply_filters, map_layer, product_logits,
+                        token_layer, weighted_sum)
 
 GROUP_WIDTH = 64
 KMEANS_STEPS = 3
@@ -75,7 +75,7 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        return self.project(averaged(self.value(x), self.attention(x, tokens)))
+        return self.project(weighted_sum(self.value(x), self.attention(x, tokens)))
 
 
 class FilterTokenizer(Tokenizer):
@@ -94,7 +94,7 @@ class FilterTokenizer(Tokenizer):
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         filters = self.coefficients.weight.flatten(1).T * self.scale
-        return filtered(filters.expand(x.shape[0], -1, -1), x)
+        return apply_filters(filters.expand(x.shape[0], -1, -1), x)
 
 
 class RecurrentTokenizer(Tokenizer):
@@ -144,7 +144,7 @@ class ClusteringTokenizer(Tokenizer):
     """
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return filtered(self.centroids(x) * self.scale, x)
+        return apply_filters(self.centroids(x) * self.scale, x)
 
     @torch.no_grad()
     def centroids(self, x: Tensor) -> Tensor:
@@ -194,10 +194,10 @@ class TokenTransformer(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.drop_path(self.related(tokens))
+        tokens = tokens + self.drop_path(self.relate(tokens))
         return tokens + self.drop_path(self.fc2(F.relu(self.fc1(tokens))))
 
-    def related(self, tokens: Tensor) -> Tensor:
+    def relate(self, tokens: Tensor) -> Tensor:
         """The attention among tokens, without the residual path: [B, CT, L] to the same."""
         key, query, value = (
             t.unflatten(1, (self.num_heads, -1))
@@ -287,7 +287,7 @@ class Projector(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         key, value = self.key(tokens) * self.scale, self.drop_path(self.value(tokens))
         logits = self._logits(x, key)
-        return added(self.lateral(x), value, logits.softmax(dim=2))
+        return add_weighted_sum(self.lateral(x), value, logits.softmax(dim=2))
 
     def _logits(self, x: Tensor, key: Tensor) -> Tensor:
         """Products of pixels and tokens [B, heads, L, H * W]."""
