@@ -82,7 +82,7 @@ def _by_first_process(fetch: Callable[[], Path]) -> Path:
         if get_rank() == 0:
             path = fetch()
     finally:
-        # Also after a failure: the others would wait for ever.
+        # After a failure too, or the others would wait without end.
         barrier()
     # On another machine the file may still be missing.
     return path or fetch()

@@ -14,7 +14,7 @@ from .reading import find_state_dict, read_checkpoint
 
 OTHER_SHAPE = 'other shape'
 
-# A tensor that tells a family which people are likely to mix up with ours.
+# Tensors that identify other families, whose files are easily mistaken for these.
 _OTHER_FAMILIES = {
     'relative_position_bias_table': 'Swin Transformer',
     'patch_embed.0.proj.weight': 'CrossViT',
@@ -81,7 +81,7 @@ def load_official(
     ema: bool = False,
     strict: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint of the official code, or of ours, and account for every tensor.
+    """Load a checkpoint of the official code or of this package, and account for every tensor.
 
     Everything is checked before anything is copied.
 
@@ -247,7 +247,7 @@ def _find_backbone_in(state_dict: StateDict, names: OfficialNames) -> tuple[str,
     Raises:
         CheckpointError: there is no such backbone; says what it looks like.
     """
-    # Ours first: an official name may be part of one of ours, as ResNet's are in VT-ResNet.
+    # Own names first: official ones may be part of them, as ResNet's are in VT-ResNet.
     for signature, is_official in ((names.own_signature, False), (names.signature, True)):
         prefix = find_prefix(state_dict, signature)
         if prefix is not None:

@@ -1,4 +1,4 @@
-"""Names of tensors: from an official code's to ours, as tables and pure functions."""
+"""Official names of tensors and the names here: tables and pure functions."""
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ class OfficialNames:
     """How an official code names its tensors, and how we do.
 
     signature: a name that every official state dict has, None if there is no official code.
-    own_signature: its name with us, or a name that every state dict of ours has.
+    own_signature: its name here, or a name that every state dict of this package has.
     backbone, head: pairs of a pattern for a whole official name and our name, as in `re.sub`.
     derived: patterns of official buffers that need no loading.
     settings: what a state dict in our names tells about the variant, as entries of an arch.
@@ -69,7 +69,7 @@ class OfficialNames:
     uncounted: patterns of our names of tensors that older files lack.
     of_outputs: those of the `new` names that depend on the outputs that a backbone returns.
     replaced: patterns of official layers that our model has something else for.
-    stage: the stage that a tensor of ours belongs to, if any; later stages may not be built.
+    stage: the stage that a name here belongs to, if any; later stages may not be built.
     """
 
     model: str

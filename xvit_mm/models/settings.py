@@ -46,8 +46,8 @@ def check_numbers(
         value: what the user gave.
         count: how many numbers there must be; 0 for one or more, None for a single one.
         least: the smallest number allowed.
-        most: the largest. By default far above any useful setting and far below what would keep
-            the machine busy for ever.
+        most: the largest. The default is far above any useful setting, and far below what could
+            never be built.
         whole: whether the numbers must be whole.
 
     Raises:
