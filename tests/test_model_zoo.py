@@ -13,7 +13,7 @@ import pytest
 from xvit_mm.apis import build_model
 from xvit_mm.apis.command_line import run_tool
 from xvit_mm.utils.complexity import Cost, count_macs, measure_cost
-from zoo import (RESULTS, Entry, measure, read_costs, read_entries, rendered,
+from zoo import (RESULTS, Entry, measure, read_costs, read_entries, render,
                                 write_zoo, writing)
 from zoo.cost import TwoStages, meta_model
 
@@ -36,7 +36,7 @@ def by_name(entries: list[Entry]) -> dict[str, Entry]:
 def test_page_and_metafiles_are_those_of_the_configs_and_results(entries: list[Entry]) -> None:
     unmeasured = [entry.name for entry in entries if entry.cost is None]
     assert not unmeasured, 'new configs: run python tools/make_zoo.py --keep-costs'
-    files = rendered(entries)
+    files = render(entries)
     stale = [str(path) for path, text in files.items() if (ROOT / path).read_text() != text]
     assert not stale, 'run python tools/make_zoo.py --keep-costs'
     shipped = {path.relative_to(ROOT) for path in (ROOT / 'configs' / 'metafiles').iterdir()}

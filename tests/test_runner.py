@@ -16,7 +16,7 @@ from xvit_mm.models.backbones import CrossFormer
 
 
 class Plain(BaseModel):
-    """A model without a backbone of ours, as the baselines are."""
+    """A model without a backbone of this package, as the baselines are."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ SWAPPED = (
     'mmpretrain/swin_transformer/swin-tiny_16xb64_in1k',
     'mmpretrain/convnext/convnext-tiny_32xb128_in1k',
     'mmpretrain/csra/resnet101-csra_1xb16_voc07-448px',
-    'mmrotate/rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota',
+    'mmrotate/r3det/r3det-oc_r50_fpn_1x_dota',
     'mmrotate/oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota',
 )
 REFUSED = {
@@ -256,7 +256,7 @@ def test_adamw_of_the_user_stays_with_the_rules_that_still_apply(tmp_path: Path)
     assert new.paramwise_cfg == dict(flat_decay_mult=0., custom_keys=dict(
         norm=dict(decay_mult=0.), head=dict(lr_mult=10.), cls_token=dict(decay_mult=0.),
         pos_embed=dict(decay_mult=0.)))
-    assert 'The AdamW of before stays' in (tmp_path / 'new.py').read_text()
+    assert 'The present AdamW stays' in (tmp_path / 'new.py').read_text()
 
 
 def test_mixed_precision_stays_and_layer_decay_of_the_old_backbone_goes(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_maps_are_matched_by_stride_or_from_the_deepest() -> None:
         assert stages(*strides, by_depth=True) == [0, 1, 2, 3]
     for strides, by_depth in (((8, 8), False), ((2, 4, 8), True), ((16, 8, 4), True),
                               ((4, 8, 16, 32, 64), False)):
-        with pytest.raises(ConfigError, match='ours give'):
+        with pytest.raises(ConfigError, match='those of xvit_mm return'):
             stages(*strides, by_depth=by_depth)
 
 

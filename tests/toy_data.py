@@ -25,7 +25,7 @@ NUM_IMAGES = 2  # of each split
 
 
 def make_toy_data(cfg: Config, root: Path) -> None:
-    """Writes a few images for every data set of a config, whose `data_root` must be `root`.
+    """Write a few images for every data set of a config, whose `data_root` must be `root`.
 
     Raises:
         NotImplementedError: there is no writer for a data set.

@@ -10,14 +10,14 @@ from mmengine.config import DictAction
 
 from xvit_mm.apis.command_line import run_tool
 from xvit_mm.swap import Swap, swap_backbone
-from xvit_mm.swap.backbones import BACKBONES, checked_backbone, sized
+from xvit_mm.swap.backbones import BACKBONES, complete_backbone, size_argument
 
 
 def main() -> None:
     arguments = parse_arguments()
-    backbone = checked_backbone(dict(type=arguments.backbone))
+    backbone = complete_backbone(dict(type=arguments.backbone))
     if arguments.arch:
-        backbone |= sized(backbone['type'], arguments.arch)
+        backbone |= size_argument(backbone['type'], arguments.arch)
     backbone |= arguments.backbone_options or {}
     print(summary(swap_backbone(
         arguments.config, backbone, arguments.out, checkpoint=arguments.checkpoint,

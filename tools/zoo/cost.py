@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of the models of configs, without computing anything."""
+"""Count parameters and multiply-adds of the models of configs on the meta device."""
 import copy
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ NUM_MASKS = 100
 
 
 def measure(cfg: Config, size: tuple[int, int]) -> Cost:
-    """Cost of the model of a config for one image of `size`, (height, width) in pixels.
+    """Return the cost of the model of a config for one image of `size`, (height, width) in pixels.
 
     As `xvit_mm.utils.complexity.measure_cost`, on torch's meta device. The second stage of a
     detector counts for 1000 proposals, its masks for 100.
@@ -29,7 +29,7 @@ def measure(cfg: Config, size: tuple[int, int]) -> Cost:
 
 
 def meta_model(cfg: Config) -> nn.Module:
-    """The model of a config on the meta device."""
+    """Build the model of a config on the meta device."""
     cfg = copy.deepcopy(cfg)
     try:
         with torch.device('meta'):
@@ -51,7 +51,7 @@ class TwoStages(nn.Module):
         self.num_proposals = num_proposals
 
     def forward(self, images: Tensor) -> list:
-        """Unprocessed outputs of all heads for images [1, 3, H, W]."""
+        """Return the raw outputs of all heads for images [1, 3, H, W]."""
         maps = self.detector.extract_feat(images)
         roi_head = self.detector.roi_head
         outputs = [self.detector.rpn_head(maps)]

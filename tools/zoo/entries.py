@@ -1,4 +1,4 @@
-"""What each config that ships is, read from its name and its content."""
+"""Describe each shipped config from its name and its content."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ COLLECTIONS = ('CrossFormer', 'CrossViT', 'XFormer', 'VT', 'Baselines')
 
 @dataclass(frozen=True)
 class Method:
-    """What a backbone is put into: in words, in long names, and the task as `mim` calls it."""
+    """A method: its name, its part of long names, and the task as `mim` calls it."""
 
     name: str
     slug: str

@@ -24,14 +24,14 @@ _ABOUT = {
 
 
 def metafiles(entries: Sequence[Entry]) -> dict[Path, str]:
-    """Text of the index and of the metafile of each collection, by path."""
+    """Return the text of the index and of each metafile, by path."""
     files = {_path(collection): _metafile(collection, entries) for collection in COLLECTIONS}
     index = {'Import': [path.as_posix() for path in files]}
     return {INDEX: _dump(index), **files}
 
 
 def read_costs(root: Path) -> dict[str, Cost]:
-    """What the metafiles in `root` say of the cost of each config."""
+    """Return the cost of each config that the metafiles in `root` state."""
     models = []
     for collection in COLLECTIONS:
         path = root / _path(collection)
@@ -87,7 +87,7 @@ def _model(entry: Entry) -> dict[str, Any]:
 
 
 def _metrics(entry: Entry) -> dict[str, float]:
-    """Measured figures under their names, published ones marked."""
+    """Return measured figures under their names and published ones as `paper ...`."""
     published = entry.results.published
     metrics = {f'paper {name}': value
                for name, value in (published.metrics if published else {}).items()}

@@ -92,7 +92,7 @@ Beyond the rounding of what is printed, parameters agree within 0.5 % and MACs w
 
 
 def page(entries: Sequence[Entry]) -> str:
-    """Introduction, then a table for each task and data set."""
+    """Return the page: introduction, then a table for each task and data set."""
     sections = []
     for task, datasets, title in _SECTIONS:
         chosen = [entry for entry in entries
@@ -164,7 +164,7 @@ def _costs(published: Published | None) -> str:
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
-    """Where the published figures of a table come from, and what stands in the way of comparing."""
+    """Return the sources of a table's published figures and notes on comparing them."""
     papers = {entry.results.published.paper: None for entry in entries if entry.results.published}
     links = ', '.join(f'[{paper.title}]({paper.url})' for paper in papers)
     lines = ['', f'Source (paper): {links}.'] if links else []

@@ -1,4 +1,4 @@
-"""The published and the measured results of the configs, from the one file in which they stand."""
+"""Read the published and measured results of the configs from `configs/results.yml`."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper says of a model.
+    """Results of a model that a paper reports.
 
     metrics: in percent, by names out of `METRICS`.
     parameters: in millions.
@@ -44,7 +44,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run of this code gave.
+    """Results of a run of this code.
 
     metrics: in percent.
     setting: what the command does not say: weights, length, number of runs.
@@ -66,7 +66,7 @@ class Results:
 
 
 def read_results(root: Path) -> dict[str, Results]:
-    """Results by the name of the config.
+    """Return the results by the name of the config.
 
     Raises:
         ConfigError: the file names a config that does not exist, a paper that it does not

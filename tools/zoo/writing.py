@@ -1,4 +1,4 @@
-"""Making the zoo's files."""
+"""Write the files of the model zoo."""
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,8 @@ from .metafiles import metafiles, read_costs
 from .page import PAGE, page
 
 
-def rendered(entries: list[Entry]) -> dict[Path, str]:
-    """Text of all files, by path in the repository, for entries with their costs."""
+def render(entries: list[Entry]) -> dict[Path, str]:
+    """Return the text of all files, by path, for entries with their costs."""
     return {PAGE: page(entries), **metafiles(entries)}
 
 
@@ -36,16 +36,16 @@ def write_zoo(
     Raises:
         ConfigError: a config or `configs/results.yml` is wrong.
     """
-    entries = [_with_cost(entry, report)
+    entries = [_add_cost(entry, report)
                for entry in read_entries(root, read_costs(root) if keep_costs else None)]
-    files = rendered(entries)
+    files = render(entries)
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text, encoding='utf-8')
     return list(files)
 
 
-def _with_cost(entry: Entry, report: Callable[[str, Cost], None]) -> Entry:
+def _add_cost(entry: Entry, report: Callable[[str, Cost], None]) -> Entry:
     if entry.cost is not None:
         return entry
     cost = measure(entry.cfg, entry.size)

@@ -14,7 +14,7 @@ CHANNEL_ORDERS = ('rgb', 'bgr')
 
 @DATASETS.register_module()
 class CIFAR10(OfficialCIFAR10):
-    """mmpretrain's `CIFAR10`, which also reads images that lie in a folder per class.
+    """mmpretrain's `CIFAR10`, which also reads images sorted into a folder per class.
 
     If `data_root` holds `train/` and `test/`, their subfolders are the classes and the image files
     in them the images. Otherwise the official batches are read, and downloaded where they are

@@ -1,4 +1,4 @@
-"""Image files as mmcv gives them to a model, and clear errors for those that are none."""
+"""Read image files as mmcv does, with clear errors for broken ones."""
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def read_image(path: str | Path, **options: Any) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of the image that mmcv reads, from the head of the file where that tells.
+    """Return width and height as mmcv reads the image, from the file header where possible.
 
     Raises:
         ValueError: the file is not there, damaged, or no image.

@@ -59,7 +59,7 @@ def make_shapes_dataset(
     num_val: int = 80,
     seed: int = 0,
 ) -> bool:
-    """Makes the data set in folder `root` unless it is already there with the same settings.
+    """Generate the data set in folder `root` unless it is already there with the same settings.
 
     The set appears as a whole or not at all. The same settings give the same bytes, and a larger
     set begins with the images of a smaller one. A set made here with other settings is replaced.
@@ -71,7 +71,7 @@ def make_shapes_dataset(
         ValueError: a count below 1 or a negative seed.
         FileExistsError: `root` holds something that was not made here.
     """
-    settings = _checked_settings(num_train=num_train, num_val=num_val, seed=seed)
+    settings = _check_settings(num_train=num_train, num_val=num_val, seed=seed)
     root = Path(root).absolute()
     if _is_complete(root, settings):
         return False
@@ -88,7 +88,7 @@ def make_shapes_dataset(
 
 
 def draw_scene(rng: np.random.Generator, *, num_objects: int) -> Scene:
-    """Draws shapes one over the other; a later one hides what lies below it.
+    """Draw shapes one over the other; a later one hides what lies below it.
 
     A shape that would hide more than half of another is left out, so there may be fewer than
     `num_objects`.
@@ -237,7 +237,7 @@ def _distinct_color(
     label: int,
     others: list[np.ndarray],
 ) -> np.ndarray:
-    """Of a few colours around that of the class the one that is farthest from all others.
+    """Return the colour, of a few near that of the class, that differs most from all others.
 
     The colour is a hint at the class, so that a detector learns within minutes; colours of
     different classes overlap, so that it has to look at the shape as well.
@@ -248,7 +248,7 @@ def _distinct_color(
     return candidates[distances.argmax()]
 
 
-def _checked_settings(*, num_train: int, num_val: int, seed: int) -> dict:
+def _check_settings(*, num_train: int, num_val: int, seed: int) -> dict:
     for name, value, least in (
         ('num_train', num_train, 1),
         ('num_val', num_val, 1),
@@ -296,7 +296,7 @@ def _partial_prefix(root: Path) -> str:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Removes what a killed run left beside `root`; a set is made in far less than an hour."""
+    """Remove what a killed run left beside `root`; a set is made in far less than an hour."""
     for folder in root.parent.iterdir():
         is_partial = folder.name.startswith(_partial_prefix(root))
         if is_partial and time.time() - folder.stat().st_mtime > 3600:
@@ -315,7 +315,7 @@ def _write_dataset(root: Path, settings: dict) -> None:
 
 
 def _write_split(folder: Path, count: int, seed: int, split_index: int) -> dict:
-    """Writes the images of one split and returns its COCO annotations."""
+    """Write the images of one split and return its COCO annotations."""
     images: list[dict] = []
     annotations: list[dict] = []
     for index in range(count):
@@ -360,7 +360,7 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
 
 
 def _move_into_place(partial: Path, root: Path) -> None:
-    """Puts the finished set at `root`, where there is nothing or a set made here."""
+    """Move the finished set to `root`, replacing a set made here."""
     if not root.exists():
         partial.rename(root)
         return

@@ -1,4 +1,4 @@
-"""Somebody's mmdet, mmseg or mmpretrain config with one of our backbones in it.
+"""Put a backbone of this package into any mmdet, mmseg, mmpretrain or mmrotate config.
 
     read -> what the old backbone gives -> rules of the framework -> optimizer -> write -> trial
 

@@ -1,4 +1,4 @@
-"""What a swap knows of our backbones: arguments, recipes, classification heads."""
+"""What the swap knows of each backbone: arguments, recipes, classification heads."""
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Entry:
-    """One of our backbones."""
+    """A backbone of this package."""
 
     # The argument that selects a variant.
     size: str
@@ -85,7 +85,7 @@ BACKBONES = {
 }
 
 
-def checked_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
+def complete_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """Return a backbone's config with its scoped name and its variant, by default the class's.
 
     Raises:
@@ -100,8 +100,8 @@ def checked_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
     return {**backbone, 'type': scoped, size: backbone.get(size, default)}
 
 
-def sized(kind: str, size: str) -> dict[str, Any]:
-    """The argument that selects a variant: `s` is `arch='s'`; `18` or `r18` is `depth=18`."""
+def size_argument(kind: str, size: str) -> dict[str, Any]:
+    """Return the argument of a variant: `arch='s'` for `s`, `depth=18` for `18` or `r18`."""
     name = BACKBONES[kind].size
     if name == 'depth' and size.removeprefix('r').isdigit():
         return {name: int(size.removeprefix('r'))}
@@ -109,7 +109,7 @@ def sized(kind: str, size: str) -> dict[str, Any]:
 
 
 def dense_arguments(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by which the released dense models of a variant differ from its classifier."""
+    """Return the arguments by which released dense models differ from their classifier."""
     entry = BACKBONES[backbone['type']]
     for beginning, arguments in entry.dense.items():
         if str(backbone.get(entry.size, '')).startswith(beginning):
@@ -118,7 +118,7 @@ def dense_arguments(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_for(kind: str, scope: str, head: str | None) -> Recipe:
-    """The recipe for a framework and, if it has one of its own, a type of head."""
+    """Return the recipe of a framework, or of a head type that has its own."""
     recipes = BACKBONES[kind].recipes
     # Rotated detectors are trained as others are.
     framework = 'mmdet' if scope == 'mmrotate' else scope

@@ -1,4 +1,4 @@
-"""A config before and after, and the reasons of the changes."""
+"""A config before and after the swap, and the reason for every change."""
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Node:
 
 
 class Changes:
-    """Somebody's config, what it becomes, and why.
+    """A config, what it becomes, and why.
 
     Places are written with dots and, inside lists, numbers: `model.auxiliary_head.0.in_channels`.
     """
@@ -38,7 +38,7 @@ class Changes:
         self._reasons: list[tuple[str, str]] = []
 
     def get(self, place: str, default: Any = None) -> Any:
-        """The entry as it is now, or `default`."""
+        """Return the present entry, or `default`."""
         return _look_up(self.new, place, default)
 
     def has(self, place: str) -> bool:
@@ -60,7 +60,7 @@ class Changes:
         self._reasons.append((place, why))
 
     def tree(self) -> Node:
-        """The changes alone, as a config states them that inherits from the old one."""
+        """Return the changes, as a config that inherits from the old one states them."""
         root = _difference(self.old, self.new)
         # The model first, wherever the base has it.
         root.children = dict(sorted(root.children.items(), key=lambda item: item[0] != 'model'))
@@ -89,7 +89,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> Node:
 
 
 def _extends(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether inheritance leads from one to the other: same type, and nothing has gone."""
+    """Return whether merging can turn one into the other: same type, nothing removed."""
     return old.get('type') == new.get('type') and not set(old) - set(new)
 
 

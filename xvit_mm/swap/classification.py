@@ -6,7 +6,7 @@ from xvit_mm.utils.config import ConfigError
 from .backbones import BACKBONES
 from .changes import Changes
 from .necks import short_name
-from .placing import put
+from .placing import replace_backbone
 
 # Heads whose part the backbone's own head takes over: pooling, one label per image, softmax.
 REPLACED_HEADS = (
@@ -20,7 +20,7 @@ MAP_HEADS = ('CSRAClsHead',)
 
 
 def swap_classifier(changes: Changes, ours: dict[str, Any]) -> None:
-    """Put our backbone, a config, into an image classifier.
+    """Put a backbone, given as a config, into an image classifier.
 
     Raises:
         ConfigError: the model is something else, or its head cannot be served.
@@ -46,7 +46,7 @@ def swap_classifier(changes: Changes, ours: dict[str, Any]) -> None:
 def _own_head(changes: Changes, ours: dict[str, Any], head: dict[str, Any]) -> None:
     num_classes = _num_classes(changes, head)
     entry = BACKBONES[ours['type']]
-    module = put(changes, {**ours, **entry.cls})
+    module = replace_backbone(changes, {**ours, **entry.cls})
     channels = module.out_channels
     new = dict(
         type=entry.cls_head,
@@ -58,11 +58,11 @@ def _own_head(changes: Changes, ours: dict[str, Any], head: dict[str, Any]) -> N
         changes.set('model.neck', None, 'The head pools by itself.')
     changes.set('model.head', new, (
         f'The head that the backbone was published with, in place of {short_name(head)}. Classes '
-        'and loss are those of before.'))
+        'and loss stay.'))
 
 
 def _keep_head(changes: Changes, ours: dict[str, Any], *, pooled: bool) -> None:
-    module = put(changes, {**ours, 'out_indices': (3,)})
+    module = replace_backbone(changes, {**ours, 'out_indices': (3,)})
     if pooled:
         changes.set('model.neck', dict(type='GlobalAveragePooling'),
                     'The mean over the positions of the last map.')
@@ -81,7 +81,7 @@ def _num_classes(changes: Changes, head: dict[str, Any]) -> int:
 
 
 def _scoped_loss(loss: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A loss under its full name: our heads look their losses up in our registry."""
+    """Return a loss with its scope: the heads look it up in the xvit_mm registry."""
     if not loss:
         return None
     return {**loss, 'type': loss['type'] if '.' in loss['type'] else f'mmpretrain.{loss["type"]}'}

@@ -1,4 +1,4 @@
-"""Detectors and segmentors: which maps, and who is told their channels."""
+"""Detectors and segmentors: choose the maps and pass their channels to necks and heads."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ class Reader:
 
 
 def swap_dense(changes: Changes, scope: str, ours: dict[str, Any]) -> None:
-    """Put our backbone, a config, into a detector or segmentor.
+    """Put a backbone, given as a config, into a detector or segmentor.
 
     Raises:
         ConfigError: it cannot take the place of the old one.
@@ -102,7 +102,7 @@ def _explain_maps(
     if (before := [old[i].stride for i in used]) != strides:
         changes.explain('model.backbone.out_indices', (
             f'Output stride {strides[-1]} instead of {before[-1]}: the old maps, of strides '
-            f'{_listed(before)}, are matched from the deepest backwards, since our backbones have '
+            f'{_join(before)}, are matched from the deepest backwards, since our backbones have '
             'no dilated stages. The decoder works on a coarser map, with less memory and less '
             'detail; heads that read several levels (UPerHead, SegformerHead) lose nothing.'))
     if len(used) < len(old):
@@ -112,7 +112,7 @@ def _explain_maps(
 
 
 def _join_cascade(changes: Changes, levels: Sequence[Level], stages: Sequence[int]) -> None:
-    """OCRHead weighs its map by the first head's prediction: both must read maps of one size."""
+    """Let both heads of a cascade read one map: OCRHead weighs its map by the first prediction."""
     heads = changes.get('model.decode_head')
     if not isinstance(heads, list) or short_name(heads[-1]) != 'OCRHead':
         return
@@ -124,7 +124,7 @@ def _join_cascade(changes: Changes, levels: Sequence[Level], stages: Sequence[in
 
 
 def _readers(changes: Changes, num_levels: int) -> Iterator[Reader]:
-    """The heads of a segmentor, those inside other heads included."""
+    """Yield the heads of a segmentor that read maps, nested ones included."""
     for name in ('decode_head', 'auxiliary_head'):
         yield from _readers_in(changes, f'model.{name}', num_levels, outer=True)
 
@@ -159,7 +159,7 @@ def _levels_read(head: dict[str, Any], num_levels: int) -> tuple[int, ...]:
 def _set_reader(
     changes: Changes, reader: Reader, levels: dict[int, tuple[int, Level]]
 ) -> None:
-    """Tell a head its channels and, where maps have gone, their numbers: old to (new, map)."""
+    """Set the channels of a head and, where maps were dropped, its indices."""
     head = changes.get(reader.place)
     read = [levels[i] for i in reader.levels]
     if head.get(FIRST_MAP):
@@ -185,7 +185,7 @@ def _set_reader(
 def _set_detector_heads(
     changes: Changes, old: Sequence[Level], new: Sequence[Level]
 ) -> None:
-    """Channels for heads that read the backbone's maps themselves."""
+    """Set the channels of heads that read the backbone's maps without a neck."""
     if changes.get('model.roi_head.shared_head'):
         raise ConfigError(
             f'model.roi_head.shared_head {changes.get("model.roi_head.shared_head.type")} is the '
@@ -217,5 +217,5 @@ def _set_divisor(changes: Changes, divisor: int) -> None:
             'the largest stride keep them in step.'))
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _join(numbers: Sequence[int]) -> str:
     return ', '.join(map(str, numbers))

@@ -1,4 +1,4 @@
-"""What a backbone gives, measured, and which of our stages gives the same."""
+"""Measure the maps of a backbone and find the stages that match them."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +25,10 @@ class Level:
 
 
 def build(cfg: Mapping[str, Any], scope: str) -> nn.Module:
-    """A module of the framework `scope`, on the CPU.
+    """Build a module of the framework `scope` on the CPU.
 
     Raises:
-        ConfigError: some class does not exist or refuses its arguments.
+        ConfigError: a class does not exist or rejects its arguments.
     """
     try:
         with DefaultScope.overwrite_default_scope(scope):
@@ -40,10 +40,10 @@ def build(cfg: Mapping[str, Any], scope: str) -> nn.Module:
 
 
 def measure_levels(backbone: nn.Module) -> list[Level]:
-    """The maps of a backbone, by running it once on an empty image.
+    """Return the maps of a backbone, found by running it on an empty image.
 
     Raises:
-        ConfigError: it does not run, or gives something else than maps.
+        ConfigError: it does not run, or returns something other than maps.
     """
     failures = []
     # Plain vision transformers may hold what only their own size fits.
@@ -70,13 +70,13 @@ def measure_levels(backbone: nn.Module) -> list[Level]:
 
 
 def matching_stages(levels: Sequence[Level], *, by_depth: bool) -> list[int]:
-    """For each map the stage of ours that takes its place: the one of the same stride.
+    """Return the stage that takes the place of each map: the one of the same stride.
 
     With `by_depth`, maps of equal strides (dilated ResNets, plain vision transformers) are matched
     from the deepest backwards, and a single map with the deepest.
 
     Raises:
-        ConfigError: there is a map that none of our stages stands for.
+        ConfigError: a map has no counterpart among the stages.
     """
     strides = [level.stride for level in levels]
     ascending = strides == sorted(set(strides))
@@ -86,5 +86,5 @@ def matching_stages(levels: Sequence[Level], *, by_depth: bool) -> list[int]:
     elif ascending and set(strides) <= set(STRIDES):
         return [STRIDES.index(stride) for stride in strides]
     raise ConfigError(
-        f'the backbone gives maps of strides {", ".join(map(str, strides))}; ours give one map '
-        f'each of strides {", ".join(map(str, STRIDES))}, in this order')
+        f'the old backbone returns maps of strides {", ".join(map(str, strides))}; those of '
+        f'xvit_mm return one map each of strides {", ".join(map(str, STRIDES))}, in this order')

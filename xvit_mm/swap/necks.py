@@ -1,4 +1,4 @@
-"""Necks: what each asks of the maps that it is given. A new neck is a line in `NECKS`."""
+"""Necks: how each takes its input channels. A new neck is a line in `NECKS`."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,18 +66,18 @@ NECKS = {
 
 
 def short_name(config: Any) -> str:
-    """The type of a module without its scope or package."""
+    """Return the type of a module without its scope or package."""
     return str(config.get('type')).rpartition('.')[2] if isinstance(config, dict) else ''
 
 
 def neck_place(changes: Changes) -> str | None:
-    """Where the neck is that sees the backbone's maps: the first, if there are several."""
+    """Return the place of the neck that reads the backbone's maps, the first of several."""
     neck = changes.get('model.neck')
     return None if not neck else 'model.neck.0' if isinstance(neck, list) else 'model.neck'
 
 
 def neck_rule(neck: dict[str, Any], levels: Sequence[Level]) -> NeckRule:
-    """The rule of a neck; an unknown one is recognised by the channels that it has now.
+    """Return the rule of a neck; an unknown neck is recognised by its present channels.
 
     Raises:
         ConfigError: it cannot be done, or it is not clear how the neck counts its channels.
@@ -101,7 +101,7 @@ def neck_rule(neck: dict[str, Any], levels: Sequence[Level]) -> NeckRule:
 
 
 def levels_of_neck(neck: dict[str, Any], levels: Sequence[Level]) -> list[int]:
-    """Which of the backbone's maps a neck uses, as indices.
+    """Return the indices of the maps that a neck uses.
 
     Raises:
         ConfigError: it asks for another number of maps than the backbone gives.
@@ -122,7 +122,7 @@ def levels_of_neck(neck: dict[str, Any], levels: Sequence[Level]) -> list[int]:
 def set_neck(
     changes: Changes, place: str, rule: NeckRule, levels: Sequence[Level], used: Sequence[int]
 ) -> None:
-    """Give a neck the channels of the maps `levels`, which were the old ones `used`."""
+    """Set the channels of a neck to those of `levels`, which replace the old maps `used`."""
     neck = changes.get(place)
     channels = [level.channels for level in levels]
     order = channels[::-1] if rule.deepest_first else channels

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, which parameters do not decay, and the schedule's absolute rates."""
+"""Optimizer settings: AdamW, parameters without decay, absolute rates of the schedule."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +17,7 @@ _WHOLE = 'backbone'
 
 
 def swap_optimizer(changes: Changes, scope: str, build_model: Callable[[], nn.Module]) -> None:
-    """AdamW with a learning rate and decay rules for the backbone that `changes` have placed.
+    """Set AdamW with the learning rate and decay rules of the new backbone.
 
     `build_model` gives the model that they describe: where the user has rules for parameters, their
     names decide which still apply. An AdamW of the user's own stays, and so do clipping, mixed
@@ -43,7 +43,7 @@ def swap_optimizer(changes: Changes, scope: str, build_model: Callable[[], nn.Mo
 
 
 def no_decay_keys(model: nn.Module, no_decay: Sequence[str]) -> list[str]:
-    """Short custom_keys that match exactly the backbone's parameters without weight decay.
+    """Return short custom_keys that match exactly the backbone's parameters without weight decay.
 
     Longer than `backbone`, because mmengine lets the longest matching key decide.
     """
@@ -65,11 +65,11 @@ def _set_adamw(changes: Changes, recipe: Recipe) -> None:
     now = changes.get(place)
     if short_name(now) == 'AdamW':
         changes.explain('optim_wrapper', (
-            f'The AdamW of before stays, with its learning rate of {now.get("lr")}. '
+            f'The present AdamW stays, with its learning rate of {now.get("lr")}. '
             f'For comparison, {recipe.source}: {recipe.lr} for {recipe.batch} images.'))
         return
     base = changes.get('auto_scale_lr.base_batch_size')
-    lr = _rounded(recipe.lr * (base or recipe.batch) / recipe.batch)
+    lr = _round(recipe.lr * (base or recipe.batch) / recipe.batch)
     changes.set(place, dict(type='AdamW', lr=lr, weight_decay=recipe.weight_decay), (
         f'In place of {now.get("type")} at {now.get("lr")}: learning rate and weight decay of '
         f'{recipe.source}, for a batch of {base or recipe.batch} images'
@@ -87,8 +87,8 @@ def _scale_schedule(changes: Changes, before: Any) -> None:
         place = f'param_scheduler.{i}' if isinstance(schedule, list) else 'param_scheduler'
         for key in _ABSOLUTE_RATES:
             if step.get(key):
-                changes.set(f'{place}.{key}', _rounded(step[key] * now / before), (
-                    f'The schedule of before; only {key}, a learning rate, went down with the '
+                changes.set(f'{place}.{key}', _round(step[key] * now / before), (
+                    f'The schedule stays; only {key}, a learning rate, is scaled down with the '
                     f'optimizer\'s (from {before} to {now}).'))
 
 
@@ -98,7 +98,7 @@ def _set_decay(
     place = 'optim_wrapper.paramwise_cfg'
     if changes.get('optim_wrapper.constructor') not in _DEFAULT_CONSTRUCTORS:
         changes.set('optim_wrapper.constructor', 'DefaultOptimWrapperConstructor',
-                    'The one of before knows the layers of the old backbone only.')
+                    'The present one knows only the layers of the old backbone.')
     old = changes.get(place) or {} if kept else _multipliers(changes.get(place) or {})
     custom, keys = {}, BACKBONES[kind].no_decay
     if given := old.get('custom_keys'):
@@ -128,19 +128,19 @@ def _explain_decay(changes: Changes, place: str, keys: Sequence[str], *, whole: 
 
 
 def _multipliers(paramwise: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the rules for another optimizer, those that set parts of the model in proportion."""
+    """Return the rules of the old optimizer that scale rates of parts of the model."""
     custom = {key: {'lr_mult': value['lr_mult']}
               for key, value in paramwise.get('custom_keys', {}).items() if 'lr_mult' in value}
     return dict(custom_keys=custom) if custom else {}
 
 
 def _endings(name: str) -> Iterator[str]:
-    """`norm1.weight`, `blocks.0.norm1.weight`, ...: longer and longer, beginning with a word."""
+    """Yield ever longer endings of a name: `norm1.weight`, `blocks.0.norm1.weight`, ..."""
     parts = name.split('.')
     for start in reversed(range(len(parts))):
         if not parts[start].isdigit():
             yield '.'.join(parts[start:])
 
 
-def _rounded(rate: float) -> float:
+def _round(rate: float) -> float:
     return float(f'{rate:.6g}')

@@ -1,4 +1,4 @@
-"""The backbone's own entry, and what else belonged to the old one."""
+"""Replace the backbone's entry and what else belonged to the old backbone."""
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +19,10 @@ _CARRIED = {
 def place_backbone(
     changes: Changes, ours: dict[str, Any], out_indices: Sequence[int]
 ) -> list[Level]:
-    """Replace the backbone by ours with these stages, and return the maps that it gives."""
+    """Replace the backbone by one of this package with these stages; return its maps."""
     old = changes.get('model.backbone')
     arguments = {**ours, 'out_indices': tuple(out_indices), **dense_arguments(ours)}
-    module = put(changes, arguments)
+    module = replace_backbone(changes, arguments)
     changes.explain('model.backbone.out_indices', _maps_line(module))
     if extra := dense_arguments(ours):
         changes.explain(f'model.backbone.{next(iter(extra))}',
@@ -31,7 +31,7 @@ def place_backbone(
     return [Level(*pair) for pair in zip(module.out_channels, module.out_strides)]
 
 
-def put(changes: Changes, arguments: dict[str, Any]) -> nn.Module:
+def replace_backbone(changes: Changes, arguments: dict[str, Any]) -> nn.Module:
     """Replace the backbone by one of these arguments, and return it.
 
     Raises:
@@ -43,11 +43,11 @@ def put(changes: Changes, arguments: dict[str, Any]) -> nn.Module:
     module = build({**arguments, **carried}, 'xvit_mm')
     if 'drop_path_rate' not in arguments:
         carried['drop_path_rate'] = _drop_path_rate(module)
-    changes.set('model.backbone', {**arguments, **carried}, _farewell(old))
+    changes.set('model.backbone', {**arguments, **carried}, _describe_removed(old))
     for key in carried:
         changes.explain(f'model.backbone.{key}', _CARRIED.get(
-            key, 'Stochastic depth up to this rate, the default of the variant; stated to be '
-            'tuned: more for long trainings, 0 for short ones from scratch.'))
+            key, 'Stochastic depth up to this rate, the default of the variant; raise it for '
+            'long schedules, set 0 for short ones from scratch.'))
     if changes.get('model.pretrained') is not None:
         changes.set('model.pretrained', None, 'These were weights of the old backbone.')
     if str(changes.get('model.init_cfg.type', '')).startswith('Pretrained'):
@@ -55,12 +55,12 @@ def put(changes: Changes, arguments: dict[str, Any]) -> nn.Module:
     if changes.get('load_from'):
         changes.set('load_from', None, 'This checkpoint has the old backbone.')
     if changes.get('resume'):
-        changes.set('resume', False, 'A training with the old backbone cannot be resumed.')
+        changes.set('resume', False, 'A run with the old backbone cannot be resumed.')
     return module
 
 
 def use_checkpoint(changes: Changes, checkpoint: str | None) -> None:
-    """Start the backbone from a file, or say how."""
+    """Initialise the backbone from a file, or explain how to."""
     if checkpoint is None:
         changes.explain('model.backbone', (
             'It starts from random weights. For pretrained ones, official files as released, add '
@@ -71,7 +71,7 @@ def use_checkpoint(changes: Changes, checkpoint: str | None) -> None:
 
 
 def _carry_norms(changes: Changes, old: dict[str, Any]) -> None:
-    """BatchNorm over all processes, where the old backbone had it and ours can."""
+    """Keep SyncBN where the old backbone had it and the new one takes a norm_cfg."""
     norm = old.get('norm_cfg') or {}
     if norm.get('type') == 'SyncBN' and changes.get('model.backbone.type') == 'xvit_mm.VTResNet':
         changes.set('model.backbone.norm_cfg', norm)
@@ -88,9 +88,9 @@ def _maps_line(module: nn.Module) -> str:
     return f'Channels {channels} at strides {strides}.'
 
 
-def _farewell(old: dict[str, Any]) -> str:
+def _describe_removed(old: dict[str, Any]) -> str:
     gone = ', '.join(key for key in old if key != 'type')
-    text = f'In place of {old.get("type")}, whose arguments go with it ({gone or "none"}).'
+    text = f'In place of {old.get("type")}; its arguments are dropped ({gone or "none"}).'
     if old.get('frozen_stages', -1) >= 0:
         text += ' No stage is frozen; frozen_stages=n freezes the stem and n stages here.'
     return text

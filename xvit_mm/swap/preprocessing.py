@@ -1,4 +1,4 @@
-"""Colours: the weights of our backbones are for RGB normalised as ImageNet usually is."""
+"""Image normalisation: the released weights expect RGB with ImageNet's mean and std."""
 from typing import Any
 
 from xvit_mm.utils.config import ConfigError
@@ -11,7 +11,7 @@ _TOLERANCE = 0.02
 
 
 def swap_colours(changes: Changes, scope: str) -> None:
-    """Let the images be normalised as the backbone expects.
+    """Set the normalisation that the backbone expects.
 
     Raises:
         ConfigError: they do not have three colours.
@@ -24,7 +24,7 @@ def swap_colours(changes: Changes, scope: str) -> None:
 
 def _set_colours(changes: Changes, place: str, to_rgb: str) -> None:
     now: dict[str, Any] = changes.get(place, {})
-    if _close(now.get('mean'), MEAN) and _close(now.get('std'), STD) and now.get(to_rgb):
+    if _are_close(now.get('mean'), MEAN) and _are_close(now.get('std'), STD) and now.get(to_rgb):
         return
     if len(now.get('mean') or MEAN) != len(MEAN):
         raise ConfigError(f'{place}: mean={now["mean"]} is not of RGB images')
@@ -38,6 +38,6 @@ def _set_colours(changes: Changes, place: str, to_rgb: str) -> None:
         f'{seen}, which belonged to the weights of the old one.'))
 
 
-def _close(values: Any, expected: list[float]) -> bool:
+def _are_close(values: Any, expected: list[float]) -> bool:
     return (isinstance(values, (list, tuple)) and len(values) == len(expected)
             and all(abs(a - b) <= _TOLERANCE * b for a, b in zip(values, expected)))

@@ -1,4 +1,4 @@
-"""The swap as a whole: from somebody's config to one with another backbone, or a clear error."""
+"""Swap the backbone of a config: check, change, try and write."""
 import importlib.util
 import os
 import tempfile
@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from xvit_mm.utils.config import ConfigError, load_config
 
-from .backbones import checked_backbone
+from .backbones import complete_backbone
 from .changes import Changes
 from .classification import swap_classifier
 from .dense import swap_dense
@@ -42,7 +42,7 @@ REFUSED_BACKBONES = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Swap:
-    """A written config, and how its model did in the trial (None without one)."""
+    """A written config and the outcome of its trial (None without one)."""
 
     path: Path
     old: str
@@ -64,7 +64,7 @@ def swap_backbone(
 
     Args:
         config: of mmdet, mmseg, mmpretrain or mmrotate.
-        backbone: one of ours, as in a config: `dict(type='xvit_mm.CrossFormer', arch='s')`.
+        backbone: one of this package, as in a config: `dict(type='xvit_mm.CrossFormer', arch='s')`.
         out: where to write, a `.py` file.
         checkpoint: weights for the backbone.
         keep_optimizer: leave optimizer and schedule as they are.
@@ -77,8 +77,8 @@ def swap_backbone(
     """
     config, out = Path(config), Path(out)
     _check_out(config, out, force)
-    checkpoint = _checked_checkpoint(checkpoint)
-    ours = checked_backbone(backbone)
+    checkpoint = _check_checkpoint(checkpoint)
+    ours = complete_backbone(backbone)
     _check_inheritable(config)
     cfg = load_config(config)
     changes, scope = Changes(cfg), _scope_of(cfg)
@@ -102,7 +102,7 @@ def swap_backbone(
 def _write(
     text: str, out: Path, changes: Changes, scope: str, trial: bool
 ) -> Trial | None:
-    """Write the text, once the config that it gives has proven to be the one that was meant."""
+    """Write the text once it is known to give the intended config and the trial has passed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside its final place, so that the path of the base holds.
     handle, name = tempfile.mkstemp('.py', f'{out.stem}_', out.parent)
@@ -131,7 +131,7 @@ def _check_out(config: Path, out: Path, force: bool) -> None:
         raise ConfigError(f'--out {str(out)!r} exists; --force overwrites it')
 
 
-def _checked_checkpoint(checkpoint: str | None) -> str | None:
+def _check_checkpoint(checkpoint: str | None) -> str | None:
     if checkpoint is None or '://' in checkpoint:
         return checkpoint
     if not Path(checkpoint).is_file():
@@ -199,7 +199,7 @@ def _title(cfg: Config) -> str:
 
 
 def _base_of(config: Path, out: Path) -> str:
-    """The path to inherit from: relative where both lie in one tree, for the tree may move."""
+    """Return the path to inherit from: relative within one tree, so that the tree can be moved."""
     config, folder = config.resolve(), out.resolve().parent
     if Path(os.path.commonpath([config, folder])) == Path(config.anchor):
         return str(config)

@@ -28,7 +28,7 @@ _FEW_QUERIES = 16**2 + 8**2 + 4**2 + 2**2
 
 @dataclass(frozen=True)
 class Trial:
-    """What happened: the loss, the predictions, and backbone parameters without a gradient."""
+    """The loss, the predictions, and the backbone parameters without a gradient."""
 
     loss: float
     predictions: list[Any]
@@ -36,7 +36,7 @@ class Trial:
 
 
 def model_config(cfg: Config) -> dict[str, Any]:
-    """The model of a config, ready to be built alone on a CPU."""
+    """Return the model of a config, ready to be built on a CPU."""
     cfg = copy.deepcopy(cfg)
     revert_sync_bn(cfg)
     model = cfg.model.to_dict()
@@ -129,7 +129,7 @@ def _check_finite(model: nn.Module, loss: float) -> None:
 
 
 def _initialise(model: nn.Module) -> None:
-    """The weights that a training starts from, as far as that takes no download."""
+    """Initialise the model as for training, without downloads."""
     for module in model.modules():
         start = getattr(module, 'init_cfg', None)
         if isinstance(start, dict) and start.get('type') == 'Pretrained':
@@ -154,7 +154,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _side(cfg: Config, scope: str) -> int:
-    """Pixels along a side of the images: few, unless the method needs more."""
+    """Return the side of the images in pixels: small, unless the method needs more."""
     anchors = cfg.model.get('bbox_head', {}).get('anchor_generator', {})
     if anchors.get('input_size'):
         return anchors.input_size
@@ -164,7 +164,7 @@ def _side(cfg: Config, scope: str) -> int:
 
 
 def _small_images(model: dict[str, Any], scope: str, side: int) -> dict[str, Any]:
-    """The model with a preprocessor that does not enlarge the images of the trial."""
+    """Keep the preprocessor from enlarging the small images."""
     preprocessor = model.get('data_preprocessor') or {}
     if scope == 'mmseg' and preprocessor.get('size'):
         preprocessor['size'] = (side, side)

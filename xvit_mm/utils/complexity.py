@@ -57,7 +57,7 @@ def measure_cost(
     Raises:
         ValueError: `input_size` is not one or two positive whole numbers.
     """
-    height, width = _checked_size(input_size)
+    height, width = _check_size(input_size)
     weight = next(model.parameters(), torch.empty(0))
     images = torch.randn(1, in_channels, height, width).to(weight)
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
@@ -80,7 +80,7 @@ def measure_cost(
         parts={name: cost for name, cost in parts.items() if cost.parameters or cost.macs})
 
 
-def _checked_size(input_size: int | Sequence[int]) -> tuple[int, int]:
+def _check_size(input_size: int | Sequence[int]) -> tuple[int, int]:
     sides = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(

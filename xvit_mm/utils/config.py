@@ -348,10 +348,10 @@ def _set_data_root(cfg: Config, folder: Path) -> None:
             f"--data-root replaces the config's data_root, {old!r}, but the data_root of its data "
             f'sets is {roots or "missing"}; set that with --cfg-options '
             'train_dataloader.dataset.data_root=FOLDER, and so on')
-    _change_strings(cfg._cfg_dict, partial(_moved, old=old.rstrip('/'), new=folder))
+    _change_strings(cfg._cfg_dict, partial(_move, old=old.rstrip('/'), new=folder))
 
 
-def _moved(path: str, *, old: str, new: Path) -> str:
+def _move(path: str, *, old: str, new: Path) -> str:
     """A path below one folder as the same path below another; any other string as it is."""
     if path != old and not path.startswith(f'{old}/'):
         return path
@@ -372,11 +372,11 @@ def _change_strings(node: Any, change: Callable[[str], str]) -> Any:
 
 def datasets_in(loader: Mapping[str, Any] | None) -> Iterator[dict]:
     """Every data set of a loader, inside wrappers such as RepeatDataset and ConcatDataset."""
-    for dataset in _wrapped(loader or {}):
-        yield from datasets_in(dataset) if _wrapped(dataset) else (dataset,)
+    for dataset in _inner_datasets(loader or {}):
+        yield from datasets_in(dataset) if _inner_datasets(dataset) else (dataset,)
 
 
-def _wrapped(node: Mapping[str, Any]) -> list[dict]:
+def _inner_datasets(node: Mapping[str, Any]) -> list[dict]:
     inner = node.get('datasets') or node.get('dataset') or ()
     return [child for child in ([inner] if isinstance(inner, dict) else inner)
             if isinstance(child, dict)]

@@ -1,4 +1,4 @@
-"""What a model predicts for an image, whatever its task."""
+"""Predictions of a model of any task for an image."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image of H x W pixels; what it does not say is None.
+    """Predictions for an image of H x W pixels; None where the task has no such output.
 
     boxes: [N, 4], x1 y1 x2 y2 in pixels of the image as it was given, with `labels` and `scores`
     [N], best first. masks: [N, H, W] of bool, one for each box. label_map: [H, W] of int, a class

@@ -1,4 +1,4 @@
-"""Captions above, and a legend of colours below, a drawn picture."""
+"""Put captions above and a legend below a picture."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _BLACK = (0, 0, 0)
 
 
 def add_captions(picture: np.ndarray, captions: Iterable[str], panel_width: int) -> np.ndarray:
-    """Puts a row with one caption for each panel above `[H, W, 3]` BGR."""
+    """Put a row with one caption for each panel above `[H, W, 3]` BGR."""
     row = _blank_row(picture.shape[1])
     for index, caption in enumerate(captions):
         _write(row, caption, index * panel_width + _MARGIN)
@@ -24,7 +24,7 @@ def add_captions(picture: np.ndarray, captions: Iterable[str], panel_width: int)
 
 
 def add_legend(picture: np.ndarray, entries: Iterable[tuple[str, Color]]) -> np.ndarray:
-    """Puts rows with a patch of colour and a name for each entry below `[H, W, 3]` BGR."""
+    """Put rows with a patch of colour and a name for each entry below `[H, W, 3]` BGR."""
     rows: list[np.ndarray] = []
     width = picture.shape[1]
     x = width

@@ -9,7 +9,7 @@ from torch import Tensor
 def draw_tokens(
     image: np.ndarray, attention: Tensor, *, columns: int = 4, alpha: float = 0.5
 ) -> np.ndarray:
-    """The spatial attention of each visual token over the image, as in the figures of the VT paper.
+    """Return the spatial attention of each visual token, as in the figures of the VT paper.
 
     image [H, W, 3] of uint8 in RGB and attention [L, h, w], one image of what
     `VTResNet.token_attention` gives, to one picture [rows * H, columns * W, 3] with the tokens row

@@ -1,4 +1,4 @@
-"""Is the data of a config where the config expects it, and is it what the config takes it for?"""
+"""Check that the data of a config exists and is what the config expects."""
 import re
 import warnings
 from collections import Counter
@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from xvit_mm.utils.config import ConfigError
 
 from . import classification, detection, segmentation
-from .common import Split, datasets_of, spread
+from .common import Split, datasets_of, spread_indices
 
 __all__ = ['check_datasets', 'datasets_of']
 
@@ -34,7 +34,7 @@ def check_datasets(
     num_samples: int = 4,
     max_files: int = 500,
 ) -> Iterator[str]:
-    """Compare the data sets of a config with what lies in their folders, line by line of a report.
+    """Compare the data sets of a config with their folders; yield the lines of a report.
 
     Files are looked for one and all, counted by class, and some are opened. The frameworks' own
     data set classes read them.
@@ -65,7 +65,7 @@ def check_datasets(
             yield (f'{name}: {type(split.dataset).__name__}, {len(split.classes)} classes, '
                    f'in {where}')
             yield from kind.check(split)
-            indices = spread(len(split.dataset), num_samples)
+            indices = spread_indices(len(split.dataset), num_samples)
             yield from _draw_samples(split, kind, indices, folder, first=drawn[name])
             drawn[name] += len(indices)
     if not checked:

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural, read,
-                     require, spread)
+from .common import (Split, check_num_classes, count_lines, shorten, load, paragraph, plural, read,
+                     require, spread_indices)
 from .drawing import enlarged, write_panels
 
 _WORDNET_ID = re.compile(r'n\d{8}')
-_MANY = 30  # classes; of more, only the extremes are listed
+_MANY = 30  # classes; of more, only the extremes are shorten
 
 
 def check(split: Split) -> Iterator[str]:
-    """Lines about the images of each class.
+    """Yield lines about the images of each class.
 
     Raises:
         ConfigError: the first problem.
@@ -64,7 +64,7 @@ def _check_folders(split: Split, root: Path) -> None:
     if split.classes and len(folders) != len(split.classes):
         raise split.problem(
             f'{root} has {len(folders)} folders for {len(split.classes)} classes: '
-            f'{listed(folders)}',
+            f'{shorten(folders)}',
             'Each class needs a folder, in every split, and there may be no others')
     # ImageNet names its folders after WordNet, whose order is that of the classes.
     if not all(map(_WORDNET_ID.fullmatch, folders)):
@@ -76,12 +76,12 @@ def _check_names(split: Split, root: Path) -> None:
     missing = [name for name in split.classes if name not in folders]
     if missing:
         raise split.problem(
-            f'{root} has no folder for the classes {listed(missing)}; it has {listed(folders)}',
+            f'{root} has no folder for the classes {shorten(missing)}; it has {shorten(folders)}',
             'Name the folders as the classes, or set metainfo=dict(classes=...) to their names')
     if folders != list(split.classes) and not hasattr(split.dataset, 'base_folder'):
         raise split.problem(
-            f'the config names the classes in the order {listed(split.classes)}, but mmpretrain '
-            f'numbers the folders by their names: {listed(folders)}',
+            f'the config names the classes in the order {shorten(split.classes)}, but mmpretrain '
+            f'numbers the folders by their names: {shorten(folders)}',
             'Set metainfo=dict(classes=...) in alphabetical order')
 
 
@@ -93,7 +93,7 @@ def _check_labels(split: Split, labels: list[int]) -> None:
 
 
 def _check_files(split: Split) -> None:
-    for index in spread(len(split.dataset), split.max_files):
+    for index in spread_indices(len(split.dataset), split.max_files):
         _image(split, split.dataset.get_data_info(index))
 
 
@@ -115,4 +115,4 @@ def _count(split: Split, labels: list[int]) -> Iterator[str]:
         yield f'  images by class: {fewest} to {most} in {len(counts)} classes'
     absent = [split.class_name(i) for i in range(len(split.classes)) if not counts[i]]
     if absent:
-        yield from paragraph(f'without an image: {listed(absent, 12)}')
+        yield from paragraph(f'without an image: {shorten(absent, 12)}')

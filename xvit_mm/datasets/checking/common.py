@@ -1,4 +1,4 @@
-"""What the checks of all kinds of data sets share."""
+"""Shared parts of the checks of all kinds of data sets."""
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ LAYOUTS = 'docs/datasets.md shows the layout of each data set'
 
 @dataclass(frozen=True)
 class Split:
-    """One data set of a config and what else the check needs to know.
+    """A data set of a config, with the settings of the check.
 
     Attributes:
         name: train, val or test.
@@ -37,28 +37,28 @@ class Split:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes as the framework numbers them; empty if the data set has none."""
+        """Class names in the framework's order; empty if the data set has none."""
         return tuple(self.dataset.metainfo.get('classes') or ())
 
     def class_name(self, index: int) -> str:
-        """The name of a class, with its number where two classes have the same name."""
+        """Return the name of a class, with its number where two classes share the name."""
         name = self.classes[index]
         return f'{name} ({index})' if self.classes.count(name) > 1 else name
 
     def problem(self, text: str, remedy: str) -> ConfigError:
-        """The error that reports a problem of this split."""
+        """Return the error that reports a problem of this split."""
         return ConfigError(f'{self.name}: {text}. {remedy}')
 
 
 def datasets_of(cfg: Config) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Split and settings of every data set of a config, out of its wrappers, without pipeline."""
+    """Yield split and settings of every data set of a config, unwrapped, without pipeline."""
     for name in ('train', 'val', 'test'):
         for settings in datasets_in(cfg.get(f'{name}_dataloader')):
             yield name, {key: value for key, value in settings.items() if key != 'pipeline'}
 
 
 def require(split: Split, path: str | Path, what: str) -> Path:
-    """A path that must exist.
+    """Return a path that must exist.
 
     Raises:
         ConfigError: it does not; says what there is instead.
@@ -69,12 +69,12 @@ def require(split: Split, path: str | Path, what: str) -> Path:
     parent = next(parent for parent in path.absolute().parents if parent.is_dir())
     found = sorted(entry.name for entry in parent.iterdir())
     raise split.problem(
-        f'{what} {str(path)!r} does not exist; {parent} holds {listed(found) or "nothing"}',
+        f'{what} {str(path)!r} does not exist; {parent} holds {shorten(found) or "nothing"}',
         f'Name the folder of the data with --data-root FOLDER, or mend the paths: {LAYOUTS}')
 
 
 def read(split: Split, path: str | Path, **options: Any) -> np.ndarray:
-    """As `read_image`.
+    """Read an image like `read_image`, reporting the split.
 
     Raises:
         ConfigError: the file is damaged, or no image.
@@ -86,7 +86,7 @@ def read(split: Split, path: str | Path, **options: Any) -> np.ndarray:
 
 
 def load(split: Split) -> None:
-    """Have the framework read the data set.
+    """Let the framework read the data set.
 
     Raises:
         ConfigError: the framework cannot, or nothing is left to use.
@@ -120,11 +120,11 @@ def check_num_classes(split: Split) -> None:
         if value != count:
             raise split.problem(
                 f'{name} is {value}, but the data set has {count} classes '
-                f'({listed(split.classes)})', f'Set {name} to {count}')
+                f'({shorten(split.classes)})', f'Set {name} to {count}')
 
 
-def spread(count: int, limit: int) -> list[int]:
-    """At most `limit` indices below `count`, evenly spread."""
+def spread_indices(count: int, limit: int) -> list[int]:
+    """Return at most `limit` indices below `count`, evenly spread."""
     limit = min(count, limit)
     return [index * count // limit for index in range(limit)]
 
@@ -133,14 +133,14 @@ def plural(count: int, noun: str) -> str:
     return f'{count} {noun}' + ('s' if count != 1 else '')
 
 
-def listed(names: Sequence[Any], limit: int = 6) -> str:
-    """A few names and how many more there are."""
+def shorten(names: Sequence[Any], limit: int = 6) -> str:
+    """Return a few names and the number of the others."""
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(map(str, names[:limit])) + more
 
 
 def count_lines(title: str, counts: Mapping[str, str]) -> Iterator[str]:
-    """`title: name count, name count ...`, wrapped."""
+    """Yield `title: name count, name count ...`, wrapped."""
     yield from paragraph(f'{title}: ' + ', '.join(f'{k} {v}' for k, v in counts.items()))
 
 
@@ -149,7 +149,7 @@ def paragraph(text: str) -> Iterable[str]:
 
 
 def _entries(node: Any, path: str, key: str) -> Iterator[tuple[str, int]]:
-    """Dotted name and value of every integer entry `key`."""
+    """Yield dotted name and value of every integer entry `key`."""
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
             yield from _entries(child, f'{path}.{index}', key)

@@ -11,8 +11,8 @@ import numpy as np
 
 from xvit_mm.datasets.images import image_size
 
-from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural, read,
-                     require, spread)
+from .common import (Split, check_num_classes, count_lines, shorten, load, paragraph, plural, read,
+                     require, spread_indices)
 from .drawing import enlargement, write_panels
 
 Kind = tuple[Callable[[Any], bool], str]
@@ -43,7 +43,7 @@ _BOX_REMEDY = 'Write bbox as [left, top, width, height] in pixels'
 
 
 def check(split: Split) -> Iterator[str]:
-    """Lines about the annotations and the images.
+    """Yield lines about the annotations and the images.
 
     Raises:
         ConfigError: the first problem.
@@ -156,14 +156,14 @@ def _check_categories(split: Split, categories: list[dict[str, Any]]) -> None:
     if missing:
         raise split.problem(
             f'the config has {len(split.classes)} classes, of which the annotation file lacks '
-            f'{listed(missing)}; it has {listed(names)}',
+            f'{shorten(missing)}; it has {shorten(names)}',
             f'Set metainfo=dict(classes={_as_tuple(names)}) in the data sets and num_classes='
             f'{len(names)} in the heads')
     used = [name for name in names if name in split.classes]
     if used != list(split.classes):
         raise split.problem(
-            f'the config names the classes in the order {listed(split.classes)}, the annotation '
-            f'file in the order {listed(used)}, which is how mmdet numbers them',
+            f'the config names the classes in the order {shorten(split.classes)}, the annotation '
+            f'file in the order {shorten(used)}, which is how mmdet numbers them',
             f'Set metainfo=dict(classes={_as_tuple(used)})')
 
 
@@ -181,7 +181,7 @@ def _check_ids(split: Split, content: dict[str, Any]) -> None:
         if lost:
             raise split.problem(
                 f'{len(lost)} annotations have a {key} that none of the {owner} has, the first '
-                f'(id {lost[0]["id"]}) {lost[0][key]!r}; the {owner} have {listed(sorted(ids))}',
+                f'(id {lost[0]["id"]}) {lost[0][key]!r}; the {owner} have {shorten(sorted(ids))}',
                 'Write ids as the lists have them; a shift by one is the usual cause')
     if len({entry['id'] for entry in content['annotations']}) < len(content['annotations']):
         raise split.problem('two annotations have the same id', 'Number them anew')
@@ -226,7 +226,7 @@ def _is_box(bbox: Any) -> bool:
 
 
 def _check_sizes(split: Split, folder: Path, images: list[dict[str, Any]]) -> None:
-    for index in spread(len(images), split.max_files):
+    for index in spread_indices(len(images), split.max_files):
         entry = images[index]
         try:
             size = image_size(folder / entry['file_name'])
@@ -249,7 +249,7 @@ def _check_masks(split: Split, annotations: list[dict[str, Any]]) -> None:
 
 
 def _load(split: Split) -> list[dict[str, Any]]:
-    """Have mmdet read the data set; the annotations of its classes that it drops by its rules."""
+    """Let mmdet read the data set; return the annotations that its rules drop."""
     dataset, dropped = split.dataset, []
     parse = dataset.parse_data_info
 
@@ -270,7 +270,7 @@ def _load(split: Split) -> list[dict[str, Any]]:
 
 
 def _count(split: Split, dropped: list[dict[str, Any]]) -> Iterator[str]:
-    """Boxes and masks by class, as mmdet gives them to the model.
+    """Yield lines with boxes and masks by class, as mmdet passes them to the model.
 
     Raises:
         ConfigError: there are none to learn from or to compare with.
@@ -284,18 +284,18 @@ def _count(split: Split, dropped: list[dict[str, Any]]) -> Iterator[str]:
             masks += 'mask' in instance
     if counts.total() == crowds:
         raise split.problem(
-            f'no box is left: {_listed(dropped) or "all are crowds, which are ignored"}', _RULES)
+            f'no box is left: {_reasons(dropped) or "all are crowds, which are ignored"}', _RULES)
     yield f'  boxes: {counts.total()}, {crowds} of them crowds; {masks} with a mask'
     if dropped:
-        yield from paragraph(f'{_listed(dropped)}. {_RULES}')
+        yield from paragraph(f'{_reasons(dropped)}. {_RULES}')
     yield from count_lines(
         'boxes by class', {split.class_name(i): str(n) for i, n in counts.most_common()})
     absent = [split.class_name(i) for i in range(len(split.classes)) if not counts[i]]
     if absent:
-        yield from paragraph(f'without a box: {listed(absent, 12)}')
+        yield from paragraph(f'without a box: {shorten(absent, 12)}')
 
 
-def _listed(dropped: list[dict[str, Any]]) -> str:
+def _reasons(dropped: list[dict[str, Any]]) -> str:
     if not dropped:
         return ''
     first = dropped[0]

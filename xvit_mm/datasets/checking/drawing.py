@@ -10,7 +10,7 @@ from xvit_mm.visualization.frame import Color, add_captions, add_legend
 
 
 def enlargement(height: int, width: int, short_side: int = 800) -> float:
-    """Factor that gives an image at least this short side, so that its labels can be read."""
+    """Return the factor that enlarges an image to a short side at which labels can be read."""
     return max(1., short_side / min(height, width))
 
 

@@ -6,15 +6,15 @@ from typing import Any
 import mmcv
 import numpy as np
 
-from .common import (Split, check_num_classes, count_lines, listed, load, paragraph, plural, read,
-                     require, spread)
+from .common import (Split, check_num_classes, count_lines, shorten, load, paragraph, plural, read,
+                     require, spread_indices)
 from .drawing import enlargement, write_panels
 
 IGNORED = 255  # what mmseg makes of a zero label that is reduced, and of classes left out
 
 
 def check(split: Split) -> Iterator[str]:
-    """Lines about the images and the label maps.
+    """Yield lines about the images and the label maps.
 
     Raises:
         ConfigError: the first problem.
@@ -40,7 +40,7 @@ def draw(split: Split, index: int, path: Path) -> None:
     from mmseg.registry import TRANSFORMS
     from mmseg.visualization import SegLocalVisualizer
     # It need not be one of those that have been opened.
-    height, width = _checked_label(split, index).shape
+    height, width = _read_label(split, index).shape
     info = split.dataset.get_data_info(index)
     pipeline = Compose([TRANSFORMS.build(step) for step in (
         dict(type='LoadImageFromFile'),
@@ -74,7 +74,7 @@ def _check_any(split: Split, images: Path) -> None:
     found = sorted({path.suffix for path in images.rglob('*') if path.is_file()})
     raise split.problem(
         f'{images} holds no file that ends in {suffix!r}; there are files of '
-        f'{listed(found) or "no kind"}', 'Set img_suffix to the ending of the images')
+        f'{shorten(found) or "no kind"}', 'Set img_suffix to the ending of the images')
 
 
 def _check_labels_exist(split: Split, labels: Path) -> None:
@@ -91,7 +91,7 @@ def _check_labels_exist(split: Split, labels: Path) -> None:
 
 
 def _remedy_for_missing(split: Split, labels: Path) -> str:
-    """How the label maps of a known data set are made, or where to look."""
+    """Return how the label maps of a known data set are made, or where to look."""
     kind, root = type(split.dataset).__name__, split.dataset.data_root
     if kind == 'CityscapesDataset' and next(labels.rglob('*_labelIds.png'), None):
         return ('The download has labelIds only; make labelTrainIds with: pip install '
@@ -102,7 +102,7 @@ def _remedy_for_missing(split: Split, labels: Path) -> str:
     found = sorted(path.name for path in labels.rglob('*') if path.is_file())
     return (f'The name must be that of the image with {split.dataset.seg_map_suffix!r} in the '
             f'place of {split.dataset.img_suffix!r}; {labels} holds '
-            f'{listed(found, 3) or "nothing"}')
+            f'{shorten(found, 3) or "nothing"}')
 
 
 def _check_zero_label(split: Split) -> None:
@@ -114,11 +114,11 @@ def _check_zero_label(split: Split) -> None:
 
 
 def _check_labels(split: Split) -> Iterator[str]:
-    """Opens label maps; shares of the classes in their pixels."""
+    """Return the share of each class in the pixels of the opened label maps."""
     pixels = np.zeros(256, np.int64)
-    indices = spread(len(split.dataset), split.max_files)
+    indices = spread_indices(len(split.dataset), split.max_files)
     for index in indices:
-        pixels += np.bincount(_checked_label(split, index).ravel(), minlength=256)
+        pixels += np.bincount(_read_label(split, index).ravel(), minlength=256)
     count, total = len(split.classes), pixels.sum()
     if pixels[:count].sum() == 0:
         raise split.problem('no pixel of the labels has a class; all are to be ignored',
@@ -132,10 +132,10 @@ def _check_labels(split: Split) -> Iterator[str]:
         'pixels by class', {split.class_name(i): f'{pixels[i] / total:.1%}' for i in order})
     absent = [split.class_name(i) for i in range(count) if not pixels[i]]
     if absent:
-        yield from paragraph(f'without a pixel: {listed(absent, 12)}')
+        yield from paragraph(f'without a pixel: {shorten(absent, 12)}')
 
 
-def _checked_label(split: Split, index: int) -> np.ndarray:
+def _read_label(split: Split, index: int) -> np.ndarray:
     """`[H, W]` uint8, as mmseg gives it to the model.
 
     Raises:
@@ -159,7 +159,7 @@ def _checked_label(split: Split, index: int) -> np.ndarray:
 
 
 def _check_values(split: Split, path: Path, label: np.ndarray, given: np.ndarray) -> None:
-    """Raise a ConfigError if what mmseg makes of a label is neither a class nor ignored."""
+    """Raise a ConfigError if a label, as mmseg reads it, is neither a class nor ignored."""
     count, reduced = len(split.classes), bool(split.dataset.reduce_zero_label)
     ignored = _ignore_index(split)
     # mmseg cuts labels to eight bits.
@@ -177,7 +177,7 @@ def _check_values(split: Split, path: Path, label: np.ndarray, given: np.ndarray
     if wrong == [count] and not reduced:
         remedy = ('If label 0 means "other", set reduce_zero_label=True in the data sets; if '
                   f'{count} means "ignore", set ignore_index={count} in head and metric')
-    raise split.problem(f'{path} has the label {listed(wrong)}; there are {names}', remedy)
+    raise split.problem(f'{path} has the label {shorten(wrong)}; there are {names}', remedy)
 
 
 def _label(info: dict[str, Any]) -> np.ndarray:

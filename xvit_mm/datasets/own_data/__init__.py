@@ -1,4 +1,4 @@
-"""Any config of a detector, segmentor or classifier, trained on a folder of the user's."""
+"""Train the detector, segmentor or classifier of any config on a folder of your own."""
 from collections.abc import Sequence
 from pathlib import Path
 

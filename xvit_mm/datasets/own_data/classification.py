@@ -39,7 +39,7 @@ def use_class_folders(cfg: Config, folder: Path) -> None:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The folders of classes, in the order of their indices.
+    """Return the class folders in the order of their indices.
 
     Raises:
         ConfigError: fewer than two.

@@ -16,7 +16,7 @@ SPLITS = {
 
 
 def palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """RGB colours that differ as much as so many can: hues around the circle."""
+    """Return `num_classes` RGB colours with evenly spaced hues."""
     hues = [i / num_classes for i in range(num_classes)]
     return [
         tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.75, (0.95, 0.7)[i % 2]))
@@ -25,12 +25,12 @@ def palette(num_classes: int) -> list[tuple[int, int, int]]:
 
 
 def metainfo(classes: Sequence[str]) -> dict[str, Any]:
-    """Classes and colours, as the data sets take them."""
+    """Return the metainfo of data sets: class names and colours."""
     return dict(classes=tuple(classes), palette=palette(len(classes)))
 
 
 def first_folder(folder: Path, candidates: Sequence[str], what: str) -> Path:
-    """The first of some folders that is there.
+    """Return the first of some folders that exists.
 
     Raises:
         ConfigError: none is.
@@ -55,7 +55,7 @@ def heads_get(cfg: Config, num_classes: int) -> None:
 
 
 def loaders(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """The split and the data set of each loader that the config has.
+    """Yield the split and the data set of each loader that the config has.
 
     Where a loader joins several data sets, the first takes the place of all.
     """
@@ -76,14 +76,14 @@ def _only_dataset(node: dict) -> dict:
 
 
 def evaluators(cfg: Config) -> Iterator[dict]:
-    """Every metric of the config."""
+    """Yield every metric of the config."""
     for name in ('val_evaluator', 'test_evaluator'):
         metrics = cfg.get(name) or []
         yield from metrics if isinstance(metrics, (list, tuple)) else [metrics]
 
 
 def replace(dataset: dict, **entries: Any) -> None:
-    """Make another data set of one, in place, but keep its pipeline and which images are used."""
+    """Replace a data set in place, keeping its pipeline and its choice of images."""
     kept = {key: dataset[key] for key in ('pipeline', 'indices') if key in dataset}
     dataset.clear()
     dataset.update(**entries, **kept)

@@ -12,7 +12,7 @@ from .common import SPLITS, evaluators, heads_get, loaders, metainfo, replace
 
 @dataclass(frozen=True)
 class Split:
-    """An annotation file and what the config needs to know of it."""
+    """An annotation file, with what the config needs to know about it."""
 
     file: Path
     images: Path
@@ -73,7 +73,7 @@ def read_split(folder: Path, name: str) -> Split:
 
 
 def annotation_file(folder: Path, name: str) -> Path:
-    """The annotation file of a split: `annotations/train.json`, `train/annotations.json`, ...
+    """Find the annotation file of a split: `annotations/train.json`, `train/annotations.json`, ...
 
     Raises:
         ConfigError: none, or several.
@@ -93,7 +93,7 @@ def annotation_file(folder: Path, name: str) -> Path:
 
 
 def image_folder(folder: Path, file: Path, image: str, name: str) -> Path:
-    """The folder that image names of an annotation file are relative to.
+    """Find the folder that the image names of an annotation file are relative to.
 
     Raises:
         ConfigError: the image is in none of the customary ones.

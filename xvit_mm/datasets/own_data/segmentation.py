@@ -51,7 +51,7 @@ def use_label_maps(
 
 
 def read_classes(folder: Path) -> list[str]:
-    """The lines of `classes.txt`.
+    """Read the class names in `classes.txt`.
 
     Raises:
         ConfigError: there is no such file, or it is empty.
@@ -95,14 +95,14 @@ def find_split(folder: Path, name: str) -> Split:
 
 
 def places(kinds: Sequence[str], name: str) -> list[str]:
-    """Where files of a kind may lie."""
+    """Return the folders that may hold files of a kind."""
     words = SPLITS[name]
     return [path for word in words for kind in kinds
             for path in (f'{kind}/{word}', f'{word}/{kind}')]
 
 
 def check_labels(split: Split, num_classes: int, ignore_index: int) -> None:
-    """Look at every label of a split.
+    """Check every label map of a split.
 
     Raises:
         ConfigError: one is damaged, not an index image, or holds a value that is no class.
@@ -124,7 +124,7 @@ def check_labels(split: Split, num_classes: int, ignore_index: int) -> None:
 
 
 def ignore(cfg: Config, ignore_index: int) -> None:
-    """Make every part of a config that knows of an ignored label know this one."""
+    """Set the ignored label in every part of a config that has one."""
     if cfg.model.get('data_preprocessor'):
         cfg.model.data_preprocessor.seg_pad_val = ignore_index
     for name in ('decode_head', 'auxiliary_head'):

@@ -3,19 +3,9 @@
 A convolution and five stages. Stages 1 and 2 are MobileNetV3 (MV3) blocks; stages 3 to 5 are one
 MV3 block and several XF blocks, which are pre-norm transformer blocks with cross feature attention.
 
-No official code or checkpoint exists, and the paper's tables and formulas could not be read. So
-that a user can tell what is the paper's and what is ours:
-- [P], in the paper's own text: 5.5 M parameters and 78.5 % on ImageNet; 33.2 AP on COCO as
-  YOLOv3 with 6.3 M parameters and 3.8 G multiply-adds; 78.5 mIoU on Cityscapes.
-- [S], from secondary sources: MV3 blocks with expansion 4 and squeeze-and-excitation; which block
-  is in which stage; patches of 2 x 2; MLP ratios 2, 2, 3, embedding dims 144, 192, 240, width of
-  q, k, v 96; GELU in the fully connected layers, SiLU elsewhere.
-- [N], not stated, but pinned by fitting the published parameters and multiply-adds: the widths, the
-  numbers of blocks, and the convolutions around the XF blocks (those of MobileViT-S); the squeeze
-  to a quarter of the hidden channels; 5 x 5 kernels in the MV3 blocks, which with the attention
-  `vector` are the only reading that rounds to all three published sizes.
-- [I], inferred: 4 heads, hard sigmoid in the squeeze-and-excitation, and the formula of the
-  attention (see `layers/cross_feature_attention.py`).
+No official code or checkpoint exists, and the paper's tables and formulas could not be read: this is
+a reconstruction. docs/xformer.md says for every detail whether it is the paper's, comes from
+secondary sources, follows from the published numbers, or is inferred.
 
 A map with an odd side is neither padded nor resized: its border patches are incomplete, so some of
 the sequences that the attention mixes are shorter than others.
@@ -130,7 +120,7 @@ class PatchTransformer(nn.Module):
     """XF blocks between an unfolding into patches and its inverse: [B, C, H, W] to the same.
 
     A local convolution comes before them, and a fusion with the input after them, as in MobileViT
-    (arXiv 2110.02178) [N]. There is no position encoding.
+    (arXiv 2110.02178). There is no position encoding.
     """
 
     def __init__(

@@ -5,12 +5,8 @@ queries and keys to length 1 and replaces the keys by two convolutions of them, 
 tokens and one along the features. What the values say is summed up in a map of the features before
 the queries read it, so that nothing of size N x N exists, and no softmax is needed.
 
-[P] the paper's text, [S] secondary sources, [I] inferred by us:
-- [S] q, k, v are linear projections; q and k are normalised along the features; a convolution along
-  the tokens gives the query context score, one along the features the query feature score; the
-  output is a product of q, the scores and v, times a learned temperature per layer; no softmax.
-- [I] the product itself, two readings of it; heads; kernel size 3; a temperature for each head; the
-  division by N, which makes the scale the same at every image size.
+The paper's formula could not be read; docs/xformer.md says where each part comes from. The product
+has two readings. Dividing by N makes its scale the same at every image size.
 
 With q, k, v [N, d] of one head, s_N = conv along tokens, s_D = conv along features:
 
