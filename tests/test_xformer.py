@@ -522,17 +522,6 @@ class Detector(nn.Module):
         self.neck = nn.Conv2d(32, 4, 1)
 
 
-@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2)])
-def test_backbone_takes_its_part_of_a_detectors_checkpoint(tmp_path, out_indices):
-    detector, path = Detector(), tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict=detector.state_dict(), meta=dict(epoch=1)), path)
-    backbone = XFormer(SMALL_ARCH, out_indices,
-                       init_cfg=dict(type='Pretrained', checkpoint=str(path)))
-    backbone.init_weights()
-    expected = detector.backbone.state_dict()
-    assert all(torch.equal(t, expected[n]) for n, t in backbone.state_dict().items())
-
-
 def test_report_covers_every_tensor_of_an_own_checkpoint():
     source, target = Detector(), Detector(out_indices=(0, 1))
     report = load_official(target, {'state_dict': source.state_dict()})
