@@ -1,4 +1,4 @@
-"""Kills a training at random moments, resumes it each time, and compares with one left alone.
+"""Kill a training at random moments, resume it each time, and compare with one left alone.
 
     python tests/kill_training.py --kills 50
 

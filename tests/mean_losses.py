@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class MeanLosses(Hook):
-    """Writes the loss of each iteration, the mean over all processes, to losses.json."""
+    """Write the loss of each iteration, the mean over all processes, to losses.json."""
 
     def __init__(self):
         self.losses = []

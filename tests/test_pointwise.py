@@ -44,7 +44,7 @@ def literal(conv: PointwiseConv, x: torch.Tensor) -> torch.Tensor:
 
 
 def gradients_if_close(found, expected, inputs, twins=None) -> tuple[torch.Tensor, ...]:
-    """Checks values, and the gradients of a random function of them."""
+    """Check values, and the gradients of a random function of them."""
     torch.testing.assert_close(found, expected)
     cotangent = random(*expected.shape, seed=9)
     gradients = torch.autograd.grad((found * cotangent).sum(), inputs)

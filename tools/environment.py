@@ -1,4 +1,4 @@
-"""Creates, repairs or reuses the project's virtual environment of a stack.
+"""Create, repair or reuse the project's virtual environment of a stack.
 
     python3 tools/environment.py                      OneDL, in .venv (instant if all is there)
     python3 tools/environment.py --stack upstream     upstream's packages, in .venv-upstream

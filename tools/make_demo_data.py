@@ -1,4 +1,4 @@
-"""Makes the generated data set of the quick start, in COCO's layout, within seconds.
+"""Make the generated data set of the quick start, in COCO's layout, within seconds.
 
     python tools/make_demo_data.py --root data/demo --train 720 --val 80 --seed 0
 """

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description='Makes the page and the metafiles of the model zoo.')
+        description='Write the page and the metafiles of the model zoo.')
     parser.add_argument(
         '--keep-costs', action='store_true',
         help='keep the parameters and MACs that are there, measure only new configs')

@@ -1,4 +1,4 @@
-"""Sets up the environment if needed, then trains and evaluates the demo detector on the CPU.
+"""Set up the environment if needed, then train and evaluate the demo detector on the CPU.
 
     python3 tools/quickstart.py
 

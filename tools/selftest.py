@@ -1,4 +1,4 @@
-"""Runs the tests, after setting up the environment if that has not happened yet.
+"""Run the tests, after setting up the environment if that has not happened yet.
 
     python3 tools/selftest.py                        what CI runs
     python3 tools/selftest.py --quick                without what trains or exports: 2 minutes

@@ -1,4 +1,4 @@
-"""Runs inside the examined interpreter, any Python 3: imports modules and prints what it found.
+"""Run inside the examined interpreter, any Python 3: import modules and print what it found.
 
 One line of JSON for the interpreter, then one per module as soon as it is known: a module may kill
 the process.

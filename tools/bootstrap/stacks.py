@@ -56,7 +56,7 @@ class Stack:
 
     @property
     def command(self) -> str:
-        """Sets the environment up, repairs it, or leaves it as it is."""
+        """Set the environment up, repair it, or leave it as it is."""
         return 'python3 tools/environment.py' + (
             '' if self.key == 'onedl' else f' --stack {self.key}')
 

@@ -104,7 +104,7 @@ class History:
 
 
 def read_history(work_dir: str | os.PathLike, iterations_per_val_step: int | None = 1) -> History:
-    """Reads the scalars of all runs in `work_dir`, the oldest first; a later run counts.
+    """Read the scalars of all runs in `work_dir`, the oldest first; a later run counts.
 
     Args:
         iterations_per_val_step: what one step of a validation's line stands for: 1 where metrics
@@ -130,7 +130,7 @@ def read_history(work_dir: str | os.PathLike, iterations_per_val_step: int | Non
 
 
 def draw_curves(history: History, path: Path, *, title: str = '') -> None:
-    """Writes the curves as a PNG, at once or not at all; without any point nothing is written."""
+    """Write the curves as a PNG, at once or not at all; without any point nothing is written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

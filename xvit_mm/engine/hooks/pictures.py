@@ -181,13 +181,13 @@ class PicturesHook(Hook):
                 path.stem, image, sample, out_file=str(path), with_labels=False)
 
     def _finish(self, runner: Runner, mode: str) -> None:
-        """Removes pictures of an earlier validation that were not replaced."""
+        """Remove pictures of an earlier validation that were not replaced."""
         if self._written:
             self._remove(runner, f'{mode}_[0-9][0-9][0-9]*_*.png')
         self._written = None
 
     def _remove(self, runner: Runner, pattern: str) -> None:
-        """Removes files that this hook wrote earlier, where no others can be meant."""
+        """Remove files that this hook wrote earlier, where no others can be meant."""
         if Path(self.folder).is_absolute() or '..' in Path(self.folder).parts:
             return
         for path in self._folder(runner).glob(pattern):
@@ -253,7 +253,7 @@ def _test_transforms(runner: Runner, mode: str) -> Sequence[object]:
 
 @contextmanager
 def _readable_labels(visualizer: Visualizer) -> Iterator[None]:
-    """Keeps labels from being too small: mmdet's have 6 points but on large boxes."""
+    """Keep labels from being too small: mmdet's have 6 points but on large boxes."""
     draw_texts = visualizer.draw_texts
 
     def draw_larger_texts(*args: object, **kwargs: object) -> object:
@@ -279,7 +279,7 @@ def _legend(sample: BaseDataElement, dataset_meta: dict) -> list[tuple[str, Colo
 
 
 def _add_frame(path: Path, panel_width: int, legend: Sequence[tuple[str, Color]]) -> None:
-    """Writes above two panels what they show, and below them what the colours stand for."""
+    """Write above two panels what they show, and below them what the colours stand for."""
     import mmcv
     picture = cv2.imread(str(path))
     if picture.shape[1] >= 2 * panel_width:
