@@ -1,5 +1,6 @@
 """What setup.py declares and ships, and the two commands of the README."""
 import json
+import os
 import re
 import runpy
 import shutil
@@ -102,6 +103,17 @@ def test_mim_finds_every_config_of_the_built_package_by_its_index(built: Path) -
         found = list(built.rglob(Path(model['Config']).name))
         assert found == [folder / model['Config']]
     assert (folder / 'tools' / 'train.py').is_file() and (folder / 'tools' / 'test.py').is_file()
+
+
+def test_the_built_package_finds_its_configs_by_present_and_old_names(built: Path) -> None:
+    code = "import xvit_mm; print(xvit_mm.cfg('r18_cifar10'), xvit_mm.cfg('resnet18_cifar10'))"
+    found = subprocess.run(
+        [sys.executable, '-c', code], cwd=built.parent, check=True, capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': str(built.parent)})
+    folder = built / '.mim' / 'configs'
+    assert found.stdout.split()[-2:] == [
+        str(folder / 'small' / 'r18_cifar10.py'), str(folder / 'renamed' / 'resnet18_cifar10.py')]
+    assert "'resnet18_cifar10' is now called 'r18_cifar10'" in found.stderr
 
 
 def test_the_source_archive_holds_what_the_build_needs(source: Path) -> None:
