@@ -1,5 +1,6 @@
 """What the configs do to an image before a model sees it: sizes and colours."""
 import math
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,8 @@ def test_a_saved_cifar10_config_gets_what_it_got(
 
 # CrossViT: what timm's evaluation makes of an image.
 
+# Photos of your own, to compare on real images as well: XVIT_MM_PHOTOS=FOLDER pytest -s ...
+PHOTOS = sorted(Path(os.environ.get('XVIT_MM_PHOTOS', os.devnull)).rglob('*.jpg'))
 CROSSVIT = [path for path in CONFIGS if path.stem.startswith('crossvit_')
             and path.stem.endswith('_imagenet') and path.parent == FOLDER]
 TIMM_NAMES = {'t': 'tiny', 's': 'small', 'b': 'base'}
@@ -240,3 +243,14 @@ def logit_deviation(timm: Any, path: Path, photo: Path) -> float:
     with torch.no_grad():
         ours, expected = model(our_pixels), theirs(their_pixels)
     return float((ours - expected).norm() / expected.norm())
+
+
+@pytest.mark.skipif(not PHOTOS, reason='XVIT_MM_PHOTOS names no folder with .jpg files')
+@pytest.mark.parametrize('name', ['crossvit_s_imagenet', 'crossvit_15_dagger_384_imagenet'])
+def test_crossvit_agrees_with_timm_on_real_photos(name: str) -> None:
+    timm = pytest.importorskip('timm')
+    path = FOLDER / f'{name}.py'
+    pixels = max(mean_difference(*pixels_of_config_and_timm(path, photo)) for photo in PHOTOS)
+    logits = max(logit_deviation(timm, path, photo) for photo in PHOTOS[:3])
+    print(f'{name}, {len(PHOTOS)} photos: pixels differ by {pixels:.1e} of 255, logits by {logits:.1e}')
+    assert pixels < 0.5 and logits < 0.01
