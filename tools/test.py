@@ -8,8 +8,9 @@ from mmengine.dist import get_rank
 from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import common_arguments, config_of, run_tool
 from xvit_mm.apis.published import compare_with_paper
+from xvit_mm.engine.allocator import keep_freed_memory_on_cpu
 from xvit_mm.utils.config import (check_data, dump_predictions, show_pictures, use_checkpoint,
-                                  use_tta)
+                                  use_fast_inference, use_tta)
 from xvit_mm.utils.files import check_writable
 
 
@@ -21,6 +22,8 @@ def main() -> None:
     parser.add_argument('--show-dir', metavar='FOLDER',
                         help='draw every prediction beside its ground truth there; of several '
                         'processes, only the first draws its share')
+    parser.add_argument('--as-built', action='store_true',
+                        help='on a CPU, do not fold BatchNorm and compute channels last')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     arguments = parser.parse_args()
 
@@ -34,6 +37,9 @@ def main() -> None:
         dump_predictions(cfg, arguments.out)
     if arguments.show_dir:
         show_pictures(cfg, arguments.show_dir)
+    if not arguments.as_built:
+        use_fast_inference(cfg)
+    keep_freed_memory_on_cpu(arguments.allocator)
     metrics = build_runner(cfg).test()
     if get_rank() == 0 and (line := compare_with_paper(
             metrics, cfg.load_from, tta=arguments.tta)):

@@ -7,6 +7,7 @@ from mmengine.dist import get_rank
 from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import (add_own_data, apply_own_data, common_arguments, config_of,
                                        run_tool)
+from xvit_mm.engine.allocator import keep_freed_memory_on_cpu
 from xvit_mm.utils.config import (check_data, check_no_training, remove_training, use_amp,
                                   use_auto_scale_lr, use_pretrained, use_resume, use_tracker)
 from xvit_mm.utils.files import check_writable
@@ -24,7 +25,8 @@ def main() -> None:
     parser.add_argument('--pretrained', metavar='CHECKPOINT',
                         help="weights for the backbone, official ones as released; 'official': the "
                         "authors' for this backbone, downloaded once")
-    parser.add_argument('--amp', action='store_true', help='mixed precision, on a GPU')
+    parser.add_argument('--amp', action='store_true',
+                        help='mixed precision, on a GPU or on a CPU with bfloat16 instructions')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size')
     parser.add_argument('--tensorboard', action='store_true',
@@ -50,6 +52,7 @@ def main() -> None:
     if not arguments.overwrite:
         check_no_training(cfg)
     check_writable(cfg.work_dir, '--work-dir')
+    keep_freed_memory_on_cpu(arguments.allocator)
     runner = build_runner(cfg)
     runner.may_start_over = arguments.overwrite
     if arguments.overwrite and not cfg.get('resume') and get_rank() == 0:

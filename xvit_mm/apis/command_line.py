@@ -67,6 +67,9 @@ def common_arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument('--work-dir', help='folder for logs, checkpoints and pictures')
     add_data_root(parser)
     parser.add_argument(
+        '--allocator', choices=['keeping', 'system'], default='keeping',
+        help='on a CPU, keep freed memory for the next tensors, or give it back to the system')
+    parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
         help='how several processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

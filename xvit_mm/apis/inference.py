@@ -15,6 +15,8 @@ from torch import nn
 from xvit_mm.checkpoints import official_model, read_checkpoint
 from xvit_mm.checkpoints.whole_model import load_whole_model
 from xvit_mm.datasets.own_data.common import palette
+from xvit_mm.engine.allocator import keep_freed_memory
+from xvit_mm.engine.hooks import prepare_for_inference
 from xvit_mm.utils.config import ConfigError, datasets_in
 from xvit_mm.utils.prediction import Prediction
 
@@ -64,6 +66,9 @@ class Predictor:
         self.kept = None if classes is None else self._labels_of(classes)
         self.score_thr = score_thr
         self.model.to(checked).eval()
+        if torch.device(checked).type == 'cpu':
+            keep_freed_memory()
+            self.model = prepare_for_inference(self.model)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]:

@@ -2,6 +2,9 @@
 import ctypes
 import sys
 
+from mmengine.device import get_device
+from mmengine.logging import print_log
+
 # From malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -23,3 +26,13 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def keep_freed_memory_on_cpu(allocator: str = 'keeping') -> None:
+    """What the tools do before a run: `keep_freed_memory` if it computes on a CPU.
+
+    `allocator`: `keeping`, or `system` to change nothing.
+    """
+    if allocator == 'keeping' and get_device() == 'cpu' and keep_freed_memory():
+        print_log('CPU: freed memory is kept for the next tensors, so this process holds its peak '
+                  'until it ends (--allocator system gives it back)', 'current')

@@ -88,19 +88,36 @@ def revert_sync_bn(cfg: Config) -> None:
 
 
 def use_amp(cfg: Config) -> None:
-    """Switch to mixed precision.
+    """Switch to mixed precision: on a GPU float16, on a CPU bfloat16.
 
     Raises:
-        ConfigError: there is no GPU, or the optimizer wrapper is a special one.
+        ConfigError: the CPU has no instructions for bfloat16, or the optimizer wrapper is a special
+            one.
     """
     import torch
+
+    from xvit_mm.engine.cpu_amp import BF16_FLAGS, has_bf16_instructions
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp works with optim_wrapper.type OptimWrapper, not {kind!r}')
     if not torch.cuda.is_available():
-        raise ConfigError('--amp needs a GPU and torch sees none; leave it out')
+        if not has_bf16_instructions():
+            raise ConfigError(
+                '--amp needs a GPU, or a CPU with instructions for bfloat16 (on Linux one of the '
+                f'flags {", ".join(BF16_FLAGS)} in /proc/cpuinfo), and this machine has neither; '
+                'leave it out')
+        cfg.optim_wrapper.type = 'xvit_mm.CPUAmpOptimWrapper'
+        for key in ('loss_scale', 'dtype', 'use_fsdp'):
+            cfg.optim_wrapper.pop(key, None)
+        return
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def use_fast_inference(cfg: Config) -> None:
+    """Test in the form that a CPU computes fastest; see `xvit_mm.FastInferenceHook`."""
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('fast_inference', dict(type='xvit_mm.FastInferenceHook'))
 
 
 def use_auto_scale_lr(cfg: Config) -> None:

@@ -80,10 +80,11 @@ class CrossScaleEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)
-        # Of whole numbers that are not negative, as ONNX needs them.
-        bottom, right = (
-            (side + self.stride - 1) // self.stride * self.stride - side for side in x.shape[2:])
-        if sizes_are_symbolic() or bottom or right:
+        bottom, right = -x.shape[2] % self.stride, -x.shape[3] % self.stride
+        if sizes_are_symbolic():
+            # More than needed makes no further output, and does not tie a graph to the size.
+            bottom = right = self.stride - 1
+        if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         return torch.cat([proj(x).permute(0, 2, 3, 1) for proj in self.projs], dim=-1)
 

@@ -34,7 +34,7 @@ from xvit_mm.registry import MODELS
 
 from ..layers import (FUSIONS, MLP, NORM_EPS, EvalCache, Run, SelfAttention, call,
                       resample_tokens)
-from ..layers.cache import sizes_are_symbolic
+from ..layers.cache import is_compiling, sizes_are_symbolic
 from ..necks.branch_pyramid import BranchPyramid
 from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
                         check_numbers, drop_path_rates)
@@ -314,8 +314,14 @@ class CrossViT(Backbone):
 
     def _whole_patches(self, image: Tensor, grids: tuple[Grid, Grid]) -> Tensor:
         branch = BRANCHES.index(self.image_branch)
-        bottom, right = (n * self.patch_sizes[branch] - side
-                         for n, side in zip(grids[branch], image.shape[2:]))
+        patch = self.patch_sizes[branch]
+        if is_compiling():
+            # Padding that may be zero ties a graph to the size: pad by a patch, then cut.
+            image = F.pad(image, (0, patch, 0, patch))
+            for axis, n in zip((2, 3), grids[branch]):
+                image = image.index_select(axis, torch.arange(n * patch, device=image.device))
+            return image
+        bottom, right = (n * patch - side for n, side in zip(grids[branch], image.shape[2:]))
         # A traced model pads always: at another size it may have to.
         padded = sizes_are_symbolic() or bottom or right
         return F.pad(image, (0, right, 0, bottom)) if padded else image

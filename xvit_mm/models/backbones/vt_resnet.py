@@ -277,9 +277,8 @@ class VTResNet(Backbone):
             return x
         if not sizes_are_symbolic():
             return F.max_pool2d(x, 2, ceil_mode=True)
-        # Exporters fix whether ceil_mode rounds up, and torch 2.1 does not know it.
-        odd = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
-        return F.max_pool2d(F.pad(x, odd, value=float('-inf')), 2)
+        # Exporters fix whether ceil_mode rounds up, and that of torch 2.1 does not know it.
+        return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float('-inf')), 2)
 
     def _checked_out_type(self, out_type: str) -> str:
         check_choice('out_type', out_type, ('featmap', 'tokens'))

@@ -1,0 +1,114 @@
+"""What the tools do on a CPU by themselves: folded BatchNorm, bfloat16, freed memory."""
+import logging
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from small_models import SMALL
+from xvit_mm.engine import cpu_amp
+from xvit_mm.engine.hooks import FastInferenceHook, prepare_for_inference
+from xvit_mm.registry import MODELS, OPTIM_WRAPPERS
+from xvit_mm.utils.config import ConfigError, use_amp
+
+
+class Model(nn.Module):
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.backbone(x)[-1]
+
+
+def backbone(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name]))
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return model
+
+
+@pytest.mark.parametrize('name', ['XFormer', 'VTResNet'])
+def test_folding_is_on_a_copy_and_gives_the_same(name):
+    model = Model(backbone(name)).eval()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    prepared = prepare_for_inference(model)
+    assert prepared is not model and prepared.head is model.head
+    folded = sum(isinstance(m, nn.BatchNorm2d) for m in prepared.backbone.modules())
+    assert folded < sum(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules()) / 4
+    image = torch.randn(2, 3, 50, 70)
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(image), model(image), rtol=1e-3, atol=1e-4)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key])
+
+
+@pytest.mark.parametrize('name', ['CrossFormer', 'CrossViT'])
+def test_models_without_batchnorm_stay_as_they_are(name):
+    model = Model(backbone(name))
+    assert prepare_for_inference(model) is model
+
+
+class NormFirst(nn.Module):
+    """Its layers stand in the order of a convolution and its norm, but run in the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+        nn.init.constant_(self.norm.bias, 5.)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.conv(self.norm(x)),)
+
+
+def test_a_backbone_that_folding_would_change_stays_as_it_is(caplog):
+    model = Model(NormFirst()).eval()
+    with caplog.at_level(logging.WARNING):
+        assert prepare_for_inference(model) is model
+
+
+def test_a_test_runs_folded_and_leaves_the_model_as_it_was():
+    model = Model(backbone('XFormer')).eval()
+    before = model.backbone
+    runner = type('R', (), dict(model=model, logger=logging.getLogger()))
+    hook = FastInferenceHook()
+    hook.before_test(runner)
+    assert model.backbone is not before
+    hook.after_test(runner)
+    assert model.backbone is before
+    FastInferenceHook(enabled=False).before_test(runner)
+    assert model.backbone is before
+
+
+def test_amp_on_a_cpu_is_bfloat16_if_there_are_instructions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), loss_scale=512.)))
+    monkeypatch.setattr(cpu_amp, 'has_bf16_instructions', lambda: False)
+    with pytest.raises(ConfigError, match='--amp needs a GPU, or a CPU with instructions for bf'):
+        use_amp(cfg)
+    monkeypatch.setattr(cpu_amp, 'has_bf16_instructions', lambda: True)
+    use_amp(cfg)
+    layer = nn.Linear(2, 1)
+    wrapper = OPTIM_WRAPPERS.build(dict(
+        type=cfg.optim_wrapper.type, optimizer=torch.optim.SGD(layer.parameters(), lr=0.1)))
+    assert cfg.optim_wrapper.type == 'xvit_mm.CPUAmpOptimWrapper'
+    before = layer.weight.clone()
+    with wrapper.optim_context(layer):
+        loss = layer(torch.ones(1, 2)).sum()
+    assert loss.dtype == torch.bfloat16
+    wrapper.update_params(loss)
+    assert layer.weight.dtype == torch.float32
+    torch.testing.assert_close(layer.weight, before - 0.1)
+
+
+@pytest.mark.parametrize('flags, expected', [
+    ('flags\t: fpu avx512_bf16 amx_tile', True), ('flags : fpu avx512f', False),
+    ('Features : fp asimd bf16', True), ('nothing', False)])
+def test_instructions_are_read_from_the_system(flags, expected, monkeypatch, tmp_path):
+    (tmp_path / 'cpuinfo').write_text(f'processor : 0\n{flags}\n')
+    monkeypatch.setattr(cpu_amp, 'Path', lambda path: tmp_path / 'cpuinfo')
+    assert cpu_amp.has_bf16_instructions() is expected
