@@ -187,8 +187,10 @@ def test_several_backbones_are_named_where_a_file_does_not_say_which(form, offic
     torch.save(weights, tmp_path / 'weights.pth')
     runner = build(tmp_path, model)
     for load in lambda path: load_official(runner.model, path), runner.load_checkpoint:
-        with pytest.raises(ValueError, match=r'Pair holds several backbones \(teacher, student\)'):
+        with pytest.raises(ValueError, match=r'Pair holds several backbones \(teacher, student\)') \
+                as caught:
             load(str(tmp_path / 'weights.pth'))
+        assert isinstance(caught.value, CheckpointError)  # one line, in the tools
 
 
 def test_versions_of_modules_go_with_their_tensors(tmp_path, monkeypatch):

@@ -98,7 +98,8 @@ def load_official(
             not covered, or a tensor is of a kind or has values that no weights have. Nothing has
             been loaded then.
         NoBackbone: `module` holds no backbone of this package; a TypeError.
-        SeveralBackbones: it holds several, and the file does not name each; a ValueError.
+        SeveralBackbones: it holds several, and the file does not have each under its name; a
+            CheckpointError and ValueError.
     """
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     state_dict = find_state_dict(checkpoint, ema=ema)
@@ -164,8 +165,8 @@ class NoBackbone(TypeError):
     """A module holds no backbone of this package."""
 
 
-class SeveralBackbones(ValueError):
-    """A module holds several backbones of this package."""
+class SeveralBackbones(CheckpointError, ValueError):
+    """A module holds several backbones, and a checkpoint does not have each under its name."""
 
 
 Backbones = dict[str, OfficialBackbone]

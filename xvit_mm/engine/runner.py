@@ -89,7 +89,7 @@ class Runner(MMEngineRunner):
         try:
             report = self._load_tensors(model, state_dict, strict)
         except CheckpointError as error:
-            raise CheckpointError(f'{filename}: {error}') from None
+            raise type(error)(f'{filename}: {error}') from None
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}\n{report}'.rstrip())
         return checkpoint
