@@ -1,9 +1,9 @@
 """How the two branches of CrossViT exchange information (arXiv 2103.14899, section 3.3).
 
-The paper compares four schemes and adopts cross-attention. Each takes the tokens of the branches,
+The paper compares four schemes and adopts cross-attention. Each takes the tokens of both branches,
 small patches first, [B, 1 + N, C] with the class token in front, and the grids (height, width) of
-their patches, and returns tokens of the same shapes. Between them stand projections f into the
-width in which a scheme works and g back, each LayerNorm, GELU, Linear as in the official code.
+their patches, and returns tokens of the same shapes. Projections f lead into the width in which a
+scheme works and g back, each LayerNorm, GELU, Linear as in the official code.
 
 The official code has cross-attention alone. For the other three the paper gives formulas without
 the common width of f; here it is the large branch's (inferred).
@@ -112,14 +112,14 @@ class AllAttentionFusion(nn.Module):
 
 
 class ClassTokenFusion(nn.Module):
-    """The class tokens are summed; the patches of a branch hear of it in its next block.
+    """The class tokens are summed; patches read the sum in the next block of their branch.
 
     z_i = [g_i(f_s(cls_s) + f_l(cls_l)) || patches_i]
     """
 
     def __init__(self, embed_dims: Sequence[int], num_heads: int, *, drop_path: float) -> None:
         super().__init__()
-        # Each scheme has names of its own, lest weights of one be loaded into another.
+        # Names differ between the schemes, so that weights of one do not load into another.
         self.project_classes = nn.ModuleList(projection(own, embed_dims[1]) for own in embed_dims)
         self.revert_classes = nn.ModuleList(projection(embed_dims[1], own) for own in embed_dims)
 
