@@ -34,7 +34,7 @@ def make_environment(
 
     Args:
         without: packages that it lacks.
-        ops: False leaves mmcv without its compiled part and calls it mmcv-lite.
+        ops: False leaves mmcv without its compiled part; upstream's is then called mmcv-lite.
         install: requirements that pip puts in the place of what is there; needs an index.
         package: the copy of xvit_mm that it uses.
     """
@@ -71,7 +71,7 @@ def _drop_ops(site: Path) -> None:
     for path in real.iterdir():
         if not path.name.startswith('_ext'):
             (site / 'mmcv' / path.name).symlink_to(path)
-    for info in site.glob('*mmcv-*.dist-info'):
+    for info in site.glob('mmcv-*.dist-info'):  # OneDL has no distribution of the kind
         metadata = (info / 'METADATA').read_text()
         info.unlink()
         lite = site / f'mmcv_lite-{info.stem.partition("-")[2]}.dist-info'

@@ -59,8 +59,7 @@ def findings(
     modules = environment['modules']
     for name, error in errors.items():
         name = name.replace('__', '._' if name == 'mmcv__ext' else '.')
-        modules[name] = {'name': name, 'error': error, 'where': f'/env/{name}/x.py:7',
-                         'folder': f'/env/{name}'}
+        modules[name] = {'name': name, 'error': error, 'own': [f'/env/{name}/x.py:7']}
     facts = tools.facts.Facts(python, (3, 11, 7), environment['distributions'], modules)
     tools.doctor.gather = lambda *args: facts
     return {one.subject: one for one in tools.doctor.examine(python)}
@@ -245,10 +244,15 @@ def examine(python: str) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.training
-def test_an_environment_with_mmcv_lite_lacks_ops_for_detectors(tmp_path: Path) -> None:
+def test_mmcv_without_its_ops_is_not_enough_for_detectors(tmp_path: Path) -> None:
     report = examine(make_environment(tmp_path / 'env', ops=False))
-    level, text = report['mmcv-lite']
-    assert level == 'broken' and 'uninstall -y mmcv-lite && ' in text
+    if 'mmcv-lite' in report:
+        level, text = report['mmcv-lite']
+        assert 'uninstall -y mmcv-lite && ' in text
+    else:
+        level, text = report['mmcv._ext']
+        assert 'without its compiled ops' in text
+    assert level == 'broken' and 'MMCV_WITH_OPS=1' in text
     assert report['xvit_mm'][0] == report['mmcv'][0] == 'ok'
 
 

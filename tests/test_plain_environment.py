@@ -18,6 +18,7 @@ from xvit_mm.registry import MODELS
 assert not set(sys.modules) & set({HIDDEN!r})
 x = torch.randn(2, 3, 64, 96)
 for name, settings in SMALL.items():
+    settings = dict(settings, drop_path_rate=0.)  # else VTResNet needs mmpretrain's ResNet
     try:
         backbone = MODELS.build(dict(type=f'xvit_mm.{{name}}', **settings))
     except ImportError as error:

@@ -167,10 +167,10 @@ def judge_error(module: str, record: dict, facts: Facts) -> Finding:
         return Finding('broken', module, f'needs {cause}, see there')
     short = ' '.join(error.split())[:300]
     known = remedies.explain(module, error)
-    place = record.get('where', '')
-    if module == 'xvit_mm' and not missing and place.startswith(record['folder']):
-        return Finding('broken', module, f'this package itself fails, in {place} ({short})',
-                       own_package_command(facts))
+    own_lines = record.get('own')
+    if module == 'xvit_mm' and own_lines and not missing and known is None:
+        text = f'this package itself fails, in {own_lines[-1]} ({short})'
+        return Finding('broken', module, text, own_package_command(facts))
     meaning, command = known or (
         'does not import', remedies.install_template(name.split('.')[0] or module, facts))
     return Finding('broken', module, f'{meaning} ({short})', remedies.fill_in(command, facts))

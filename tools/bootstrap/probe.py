@@ -53,7 +53,7 @@ def _probe(name):
         frames = traceback.extract_tb(sys.exc_info()[2])
         where = ['{}:{}'.format(frame[0], frame[1]) for frame in frames]
         return {'name': name, 'error': '{}: {}'.format(type(error).__name__, error),
-                'where': where[-1], 'folder': _folder(name)}
+                'own': [place for place in where if place.startswith(_folder(name) or '?')]}
 
 
 def main(names):
