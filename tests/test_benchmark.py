@@ -1,5 +1,6 @@
 """The tool that runs backbones side by side."""
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
+from xvit_mm.models.backbones import CrossFormer
 from xvit_mm.models.necks import VTFPN
 from xvit_mm.utils.config import ConfigError
 
@@ -16,7 +19,8 @@ SMALL = 'xvit_mm.XFormer:out_indices=(0,)'
 
 
 @pytest.fixture
-def tool():
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOL.parent))
     spec = importlib.util.spec_from_file_location('benchmark', TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -147,3 +151,41 @@ def test_keeping_allocator_does_not_fault_large_tensors_in_again():
               for allocator in ('keeping', 'system')}
     # Small blocks that land in the freed space can make the heap grow by one more tensor.
     assert faults['keeping'] < 0.5 * faults['system']
+
+
+@pytest.mark.parametrize('size', [(64, 64), (70, 101), (37, 230)])
+def test_the_official_formulation_gives_the_same_maps(tool, size):
+    arch = dict(embed_dims=32, depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 8), group_size=(3, 3, 4, 3),
+                interval=(4, 2, 2, 1))
+    ours = CrossFormer(arch).eval()
+    official = MODELS.build(dict(type='OfficialCrossFormer', arch=arch)).eval()
+    official.load_state_dict(ours.state_dict())
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        for a, b in zip(ours(image), official(image), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_ratios_are_recorded_and_checked(tool, monkeypatch, tmp_path, capsys):
+    record = tmp_path / 'record.json'
+    models = [SMALL, SMALL.replace('0', '1')]
+    run(tool, monkeypatch, *models, '--amp', '--json', str(record))
+    written = json.loads(record.read_text())
+    assert written['settings']['amp']
+    assert [row['size'] for row in written['results']] == [[32, 32]] * 2
+    first = written['results'][0]
+    assert first['ratio'] == 1 and first['images_per_s'] == pytest.approx(1e3 / first['ms'])
+    # The peer cannot be ten times as slow as it was, nor ten times as fast.
+    for factor, message in ((10., 'ratios have fallen: .* recorded'), (0.1, None)):
+        changed = json.loads(record.read_text())
+        changed['results'][1]['ratio'] *= factor
+        (tmp_path / 'changed.json').write_text(json.dumps(changed))
+        arguments = [*models, '--amp', '--check', str(tmp_path / 'changed.json')]
+        if message:
+            with pytest.raises(ConfigError, match=message):
+                run(tool, monkeypatch, *arguments)
+        else:
+            run(tool, monkeypatch, *arguments)
+            assert '2 ratios are not below' in capsys.readouterr().out
+    with pytest.raises(ConfigError, match='recorded with .*measure with the same'):
+        run(tool, monkeypatch, *models, '--check', str(record))

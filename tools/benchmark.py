@@ -10,6 +10,7 @@ import argparse
 import ast
 import copy
 import gc
+import json
 import os
 import statistics
 import time
@@ -17,12 +18,15 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+import official_crossformer  # noqa: F401  (registers it)
 from xvit_mm.apis.command_line import run_tool
 from xvit_mm.engine.allocator import keep_freed_memory
 from xvit_mm.utils.complexity import count_macs
@@ -33,17 +37,28 @@ VARIANTS = {
     'math': 'as built, with attention that stores its N x N matrix',
     'channels_last': 'as built, channels last',
     'folded': 'convolution and BatchNorm folded, channels last',
+    'compiled': 'torch.compile with dynamic shapes',
 }
 CHANNELS_LAST = ('channels_last', 'folded')
-TOLERANCE = 1e-3
+TOLERANCE, AMP_TOLERANCE = 1e-3, 5e-2
+# A recorded ratio may fall by this share before --check fails.
+MARGIN = 0.15
 
 
 class Contender:
     """A model in one of the variants, and what was measured of it."""
 
     def __init__(
-        self, name: str, model: nn.Module, variant: str, inputs: list[Tensor], *, is_neck: bool
+        self,
+        name: str,
+        model: nn.Module,
+        variant: str,
+        inputs: list[Tensor],
+        *,
+        is_neck: bool,
+        amp: bool = False,
     ) -> None:
+        self.amp = amp
         self.name, self.variant, self.is_neck = f'{name} {variant}', variant, is_neck
         self.model = prepared(model, variant)
         # Leaves of its own: what comes before a neck wants their gradients.
@@ -54,7 +69,8 @@ class Contender:
     def forward(self) -> list[Tensor]:
         context: AbstractContextManager = (
             unfused_attention() if self.variant == 'math' else nullcontext())
-        with context:
+        device = self.inputs[0].device.type
+        with context, torch.autocast(device, torch.bfloat16, enabled=self.amp):
             maps = self.model(self.inputs if self.is_neck else self.inputs[0])
         return [maps] if isinstance(maps, Tensor) else list(maps)
 
@@ -85,9 +101,14 @@ def main() -> None:
     print(f'{device}, {arguments.threads} threads, batch {arguments.batch}, '
           f'{"training step" if arguments.train else "inference"}, {arguments.clock} clock, '
           f'{arguments.allocator} allocator, torch {torch.__version__}')
+    settings = dict(
+        device=device.type, threads=arguments.threads, batch=arguments.batch,
+        train=arguments.train, amp=arguments.amp)
+    results: list[dict[str, Any]] = []
     for size in arguments.sizes:
         inputs = noise(size, arguments.maps, arguments.batch, device)
-        contenders = [Contender(name, model, variant, inputs, is_neck=bool(arguments.maps))
+        contenders = [Contender(name, model, variant, inputs, is_neck=bool(arguments.maps),
+                                amp=arguments.amp)
                       for name, model in models.items() for variant in arguments.variants]
         if not arguments.train:
             check_equality(contenders, len(arguments.variants))
@@ -96,7 +117,12 @@ def main() -> None:
             for x in contender.inputs:
                 x.requires_grad_(arguments.train and contender.is_neck)
         race(contenders, arguments)
-        report(size, contenders)
+        results += report(size, contenders)
+    record = dict(settings=settings, results=results)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(record, indent=1) + '\n')
+    if arguments.check:
+        check(record, json.loads(Path(arguments.check).read_text()))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -118,6 +144,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--train', action='store_true', help='forward and backward')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 by autocast')
+    parser.add_argument('--json', metavar='FILE', help='write settings and results there')
+    parser.add_argument('--check', metavar='FILE',
+                        help='fail if a ratio is 15%% below that in this file of --json; the first '
+                        'model is yours and the others are its peers')
     parser.add_argument(
         '--clock', choices=['wall', 'processor'], default='wall',
         help='processor: the time this process computed, where other work disturbs the wall clock')
@@ -184,7 +215,10 @@ def prepared(model: nn.Module, variant: str) -> nn.Module:
     model.eval()
     if variant == 'folded':
         model = fuse_conv_bn(model)
-    return model.to(memory_format=memory_format(variant))
+    model = model.to(memory_format=memory_format(variant))
+    if variant == 'compiled':
+        model.compile(dynamic=True)
+    return model
 
 
 def memory_format(variant: str) -> torch.memory_format:
@@ -200,7 +234,7 @@ def check_equality(contenders: list[Contender], num_variants: int) -> None:
             for other in others:
                 worst = max(float((a - b).norm() / a.norm())
                             for a, b in zip(expected, other.forward()))
-                if worst > TOLERANCE:
+                if worst > (AMP_TOLERANCE if first.amp else TOLERANCE):
                     raise ConfigError(f'{other.name} deviates by {worst:.1e} from {first.name}')
 
 
@@ -248,20 +282,57 @@ def peak_memory(function: Callable[[], None], on_gpu: bool) -> int:
     return peak
 
 
-def report(size: tuple[int, int], contenders: list[Contender]) -> None:
+def report(size: tuple[int, int], contenders: list[Contender]) -> list[dict[str, Any]]:
+    """Print the table of one size; returns its rows."""
     width = max(len(contender.name) for contender in contenders)
     first = contenders[0]
     print(f'\n{size[0]} x {size[1]}\n{"":<{width}}{"ms (median)":>13}{"ms (best)":>11}{"x":>7}'
           f'{"MB (peak)":>11}{"x":>7}{"M param.":>10}{"GMACs":>8}{"images/s":>10}')
+    rows = []
     for contender in contenders:
-        median, best = statistics.median(contender.times), min(contender.times)
-        macs = '-' if contender.is_neck else f'{count_macs(contender.model, size) / 1e9:.2f}'
+        row = measurements(size, contender, first)
+        rows.append(row)
+        print(f'{contender.name:<{width}}{row["ms"]:>13.1f}{row["best_ms"]:>11.1f}'
+              f'{row["ratio"]:>7.2f}{row["peak_mb"]:>11.1f}{row["memory_ratio"]:>7.2f}'
+              f'{row["m_parameters"]:>10.2f}'
+              f'{"-" if row["gmacs"] is None else format(row["gmacs"], ".2f"):>8}'
+              f'{row["images_per_s"]:>10.1f}')
+    return rows
+
+
+def measurements(size: tuple[int, int], contender: Contender, first: Contender) -> dict[str, Any]:
+    median = statistics.median(contender.times)
+    countable = not contender.is_neck and contender.variant != 'compiled'
+    return dict(
+        size=list(size), model=contender.name, ms=1e3 * median, best_ms=1e3 * min(contender.times),
         # Of the rounds, not of the medians: the turns of one round share the state of the machine.
-        ratio = statistics.median(b / a for a, b in zip(first.times, contender.times))
-        print(f'{contender.name:<{width}}{1e3 * median:>13.1f}{1e3 * best:>11.1f}{ratio:>7.2f}'
-              f'{contender.memory / 1e6:>11.1f}{contender.memory / max(first.memory, 1):>7.2f}'
-              f'{sum(p.numel() for p in contender.model.parameters()) / 1e6:>10.2f}'
-              f'{macs:>8}{len(contender.inputs[0]) / median:>10.1f}')
+        ratio=statistics.median(b / a for a, b in zip(first.times, contender.times)),
+        images_per_s=len(contender.inputs[0]) / median,
+        peak_mb=contender.memory / 1e6, memory_ratio=contender.memory / max(first.memory, 1),
+        m_parameters=sum(p.numel() for p in contender.model.parameters()) / 1e6,
+        gmacs=count_macs(contender.model, size) / 1e9 if countable else None)
+
+
+def check(record: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Compare the ratios with recorded ones.
+
+    Raises:
+        ConfigError: a ratio is `MARGIN` below the recorded one, or nothing can be compared.
+    """
+    if record['settings'] != earlier['settings']:
+        raise ConfigError(f'--check: recorded with {earlier["settings"]}, measured with '
+                          f'{record["settings"]}; measure with the same')
+    ratios = {(*row['size'], row['model']): row['ratio'] for row in earlier['results']}
+    found = [(row, ratios[key]) for row in record['results']
+             if (key := (*row['size'], row['model'])) in ratios]
+    if not found:
+        raise ConfigError('--check: no size and model of this run is in the record')
+    fallen = [f'{row["model"]} at {row["size"][0]} x {row["size"][1]}: {row["ratio"]:.2f}, '
+              f'recorded {before:.2f}'
+              for row, before in found if row['ratio'] < (1 - MARGIN) * before]
+    if fallen:
+        raise ConfigError('--check: ratios have fallen: ' + '; '.join(fallen))
+    print(f'\n{len(found)} ratios are not below the recorded ones')
 
 
 if __name__ == '__main__':
