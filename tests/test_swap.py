@@ -270,11 +270,6 @@ def test_mixed_precision_stays_and_layer_decay_of_the_old_backbone_goes(tmp_path
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('config', [
     'mmdet/mask2former/mask2former_r50_8xb2-lsj-50e_coco',
-    'mmdet/panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco',
-    'mmdet/crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman',
-    'mmdet/ddod/ddod_r50_fpn_1x_coco',
-    'mmdet/queryinst/queryinst_r50_fpn_1x_coco',
-    'mmdet/nas_fcos/nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco',
     'mmseg/sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024',
 ])
 def test_norms_biases_and_tokens_of_the_backbone_do_not_decay(
