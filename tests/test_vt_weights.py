@@ -120,7 +120,7 @@ LOADERS = dict(
 def test_weights_made_with_other_settings_are_refused_with_both_values(name, value, load, whole):
     """They fit in name and shape, and would compute something else."""
     common = dict(value_conv=False, recurrent=False, tokenizer='clustering')
-    value = not getattr(small().settings, name) if value is None else value
+    value = not getattr(small(**common).settings, name) if value is None else value
     made, here = small(**common | {name: value}), small(**common)
     recorded = getattr(here.settings, name)
     shapes = [{n: t.shape for n, t in model.state_dict().items()} for model in (made, here)]
