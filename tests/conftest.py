@@ -21,11 +21,13 @@ torch.set_num_threads(1)
 # Property tests (test_properties.py): CI runs the same few examples every time; more of them with
 # --hypothesis-profile=thorough.
 with suppress(ImportError):
-    from hypothesis import HealthCheck, settings
+    from hypothesis import HealthCheck, Phase, settings
     for name, examples in (('ci', 8), ('thorough', 500)):
         settings.register_profile(
             name, max_examples=examples, deadline=None, derandomize=name == 'ci', database=None,
-            suppress_health_check=[HealthCheck.too_slow])
+            suppress_health_check=[HealthCheck.too_slow],
+            # To shrink a failing example takes minutes.
+            phases=[p for p in Phase if name == 'thorough' or p is not Phase.shrink])
     settings.load_profile('ci')
 
 # Modules that train, evaluate, export or start programs throughout: `--quick` leaves them out.
