@@ -7,9 +7,9 @@ from mmengine.config import Config
 from torch import nn
 
 from small_models import SMALL
-from xvit_mm.engine import cpu_amp
 from xvit_mm.engine.hooks import FastInferenceHook, prepare_for_inference
 from xvit_mm.registry import MODELS, OPTIM_WRAPPERS
+from xvit_mm.utils import cpu
 from xvit_mm.utils.config import ConfigError, use_amp
 
 
@@ -87,10 +87,10 @@ def test_a_test_runs_folded_and_leaves_the_model_as_it_was():
 def test_amp_on_a_cpu_is_bfloat16_if_there_are_instructions(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), loss_scale=512.)))
-    monkeypatch.setattr(cpu_amp, 'has_bf16_instructions', lambda: False)
+    monkeypatch.setattr(cpu, 'has_bf16_instructions', lambda: False)
     with pytest.raises(ConfigError, match='--amp needs a GPU, or a CPU with instructions for bf'):
         use_amp(cfg)
-    monkeypatch.setattr(cpu_amp, 'has_bf16_instructions', lambda: True)
+    monkeypatch.setattr(cpu, 'has_bf16_instructions', lambda: True)
     use_amp(cfg)
     layer = nn.Linear(2, 1)
     wrapper = OPTIM_WRAPPERS.build(dict(
@@ -110,5 +110,5 @@ def test_amp_on_a_cpu_is_bfloat16_if_there_are_instructions(monkeypatch):
     ('Features : fp asimd bf16', True), ('nothing', False)])
 def test_instructions_are_read_from_the_system(flags, expected, monkeypatch, tmp_path):
     (tmp_path / 'cpuinfo').write_text(f'processor : 0\n{flags}\n')
-    monkeypatch.setattr(cpu_amp, 'Path', lambda path: tmp_path / 'cpuinfo')
-    assert cpu_amp.has_bf16_instructions() is expected
+    monkeypatch.setattr(cpu, 'Path', lambda path: tmp_path / 'cpuinfo')
+    assert cpu.has_bf16_instructions() is expected

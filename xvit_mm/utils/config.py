@@ -96,7 +96,7 @@ def use_amp(cfg: Config) -> None:
     """
     import torch
 
-    from xvit_mm.engine.cpu_amp import BF16_FLAGS, has_bf16_instructions
+    from .cpu import BF16_FLAGS, has_bf16_instructions
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp works with optim_wrapper.type OptimWrapper, not {kind!r}')
