@@ -70,7 +70,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     environment.add_stack(parser)
     stack = environment.ensure(parser.parse_args().stack)
-    begun = (ROOT / WORK_DIR / 'last_checkpoint').exists()
+    begun = any((ROOT / WORK_DIR).glob('epoch_*.pth'))
     run('make the demo images', 'some seconds', MAKE_DATA, stack)
     run('train RetinaNet with a small CrossFormer', '8 min on 2 cores',
         TRAIN + ['--resume'] * begun, stack)
