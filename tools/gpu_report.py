@@ -8,6 +8,7 @@ second pass at many sizes (a library that plans per shape stalls at the first), 
 batch, activation checkpointing on a large image, and compilation.
 """
 import argparse
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ def main() -> None:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--small', action='store_true', help='small sizes and batches')
     arguments = parser.parse_args()
+    # What the models log would stand between the rows.
+    logging.disable(logging.INFO)
     device = torch.device(arguments.device)
     bench = Bench(device, rounds=2 if arguments.small else 20)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
