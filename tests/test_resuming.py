@@ -167,7 +167,7 @@ def test_a_start_in_the_data_leaves_out_what_comes_before(sampler):
 
 def test_no_kill_costs_a_checkpoint_and_each_is_resumed_from():
     done = subprocess.run(
-        [sys.executable, TESTS / 'kill_training.py', '--kills', '6'], capture_output=True,
+        [sys.executable, TESTS / 'kill_training.py', '--kills', '10'], capture_output=True,
         text=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS='1'))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.endswith('0 failures\n')
