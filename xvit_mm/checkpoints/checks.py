@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .names import OfficialBackbone, StateDict
@@ -60,6 +60,17 @@ def check_values(tensors: StateDict, own: StateDict) -> None:
         raise CheckpointError(
             f'{wrong[0]}{more} has values that are NaN or infinite: the training that wrote this '
             'checkpoint had diverged, or the file is damaged. Nothing was loaded')
+
+
+def check_settings(tensors: StateDict, module: nn.Module) -> None:
+    """Raise a CheckpointError if a part of the module refuses settings saved with its weights."""
+    for name, part in module.named_modules():
+        state = tensors.get(f'{name}._extra_state' if name else '_extra_state')
+        if state is not None and hasattr(part, 'check_settings'):
+            try:
+                part.check_settings(state)
+            except CheckpointError as error:
+                raise CheckpointError(f'{error}. Nothing was loaded') from None
 
 
 def _is_finite(tensor: Tensor) -> bool:

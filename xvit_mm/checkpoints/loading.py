@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .checks import check_coverage, check_kinds, check_values, some, variant_name
+from .checks import check_coverage, check_kinds, check_settings, check_values, some, variant_name
 from .errors import CheckpointError
 from .names import OfficialBackbone, OfficialNames, StateDict, find_prefix, without_prefix
 from .reading import find_state_dict, read_checkpoint
@@ -129,6 +129,7 @@ def load_tensors(
             'of a backbone alone are for tools/train.py --pretrained. Nothing was loaded')
     check_kinds(fitting, own)
     check_values(fitting, own)
+    check_settings(fitting, module)
     # By their versions modules understand their own older names.
     fitting._metadata = getattr(state_dict, '_metadata', OrderedDict())  # type: ignore
     module.load_state_dict(fitting, strict=False)

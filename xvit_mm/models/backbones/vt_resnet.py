@@ -220,7 +220,7 @@ class VTResNet(Backbone):
         """`Backbone.fit_weights`; refuses weights that were made with other settings."""
         # Before any tensor is loaded; the stage itself would ask too late.
         if self.vt and (record := state_dict.get(f'vt.{EXTRA_STATE}')) is not None:
-            self.vt.set_extra_state(record)
+            self.vt.check_settings(record)
         return state_dict
 
     def frozen_parts(self, frozen_stages: int) -> list[nn.Module]:

@@ -30,7 +30,11 @@ class RecordsSettings(nn.Module):
         return torch.tensor(list(text), dtype=torch.uint8, device='cpu')
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Compare the settings of a checkpoint with these.
+        """`check_settings`, which is all that there is to do."""
+        self.check_settings(state)
+
+    def check_settings(self, state: Tensor) -> None:
+        """Compare the settings of a checkpoint, its extra state, with these.
 
         Raises:
             CheckpointError: they differ; names both values.
@@ -50,7 +54,7 @@ class RecordsSettings(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         key = prefix + EXTRA_STATE
         if key in state_dict:
-            self.set_extra_state(state_dict[key])
+            self.check_settings(state_dict[key])
         else:
             if any(name.startswith(prefix) for name in state_dict):
                 print_log(
@@ -66,8 +70,7 @@ def _refusal(found: dict[str, Any], here: dict[str, Any]) -> str:
     return (
         f'the checkpoint was made with {_listed(found)}, but this model has {_listed(ours)}: its '
         f'weights would load and compute something else. Build the model with {_listed(found)}, '
-        f'or delete the entries that end in {EXTRA_STATE!r} from the state dict if you know better.'
-        ' Nothing was loaded')
+        f'or delete the entries that end in {EXTRA_STATE!r} from the state dict if you know better')
 
 
 def _listed(settings: dict[str, Any]) -> str:
