@@ -189,7 +189,7 @@ def test_quickstart_goes_on_with_an_interrupted_training(
     work_dir = commands.root / commands.quickstart.WORK_DIR
     work_dir.mkdir(parents=True)
     commands.quickstart.main()
-    (work_dir / 'last_checkpoint').write_text('epoch_3.pth')
+    (work_dir / 'epoch_3.pth').touch()  # also without last_checkpoint
     commands.quickstart.main()
     output = capfd.readouterr().out
     assert output.index('resumed: False') < output.index('resumed: True')

@@ -1,7 +1,7 @@
 """Everything that only a GPU can tell about the backbones, as one report in Markdown.
 
     python tools/gpu_report.py > report.md
-    python tools/gpu_report.py --small        # a minute on a CPU: does the script run?
+    python tools/gpu_report.py --small        # minutes on a CPU: does the script run?
 
 Per precision: time and peak memory of inference and training. Then launches per pass, the first and
 second pass at many sizes (a library that plans per shape stalls at the first), one very large
