@@ -1,5 +1,5 @@
 # Semantic FPN + CrossFormer-L on ADE20K. Expected: 49.1 mIoU (paper).
-#   python tools/train.py configs/fpn_crossformer_l_ade20k.py --pretrained crossformer-l.pth
+#   python tools/train.py configs/fpn_crossformer_l_ade20k.py --pretrained official
 _base_ = './fpn_crossformer_s_ade20k.py'
 
 # The only released dense model whose groups and intervals are larger than the others'.

@@ -1,5 +1,5 @@
 # Semantic FPN + CrossFormer++-B on ADE20K. Expected: 48.6 mIoU (paper).
-#   python tools/train.py configs/fpn_crossformer_pp_b_ade20k.py --pretrained crossformer-pp-b.pth
+#   python tools/train.py configs/fpn_crossformer_pp_b_ade20k.py --pretrained official
 _base_ = './fpn_crossformer_s_ade20k.py'
 
 # Groups and intervals as in the released dense models; the arch's own are for images of 224.

@@ -1,5 +1,5 @@
 # Semantic FPN + CrossFormer++-S on ADE20K. Expected: 47.4 mIoU (paper).
-#   python tools/train.py configs/fpn_crossformer_pp_s_ade20k.py --pretrained crossformer-pp-s.pth
+#   python tools/train.py configs/fpn_crossformer_pp_s_ade20k.py --pretrained official
 _base_ = './fpn_crossformer_s_ade20k.py'
 
 # Groups and intervals as in the released dense models; the arch's own are for images of 224.

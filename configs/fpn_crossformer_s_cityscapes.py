@@ -1,6 +1,6 @@
 # Semantic FPN + CrossFormer-S on Cityscapes. Expected: no published result. The recipe is that of
 # CrossFormer's Semantic FPN, at batch 8.
-#   python tools/train.py configs/fpn_crossformer_s_cityscapes.py --pretrained crossformer-s.pth
+#   python tools/train.py configs/fpn_crossformer_s_cityscapes.py --pretrained official
 _base_ = [
     '_base_/models/semantic_fpn.py', '_base_/datasets/cityscapes.py',
     '_base_/schedules/adamw_80k.py', '_base_/segmentation_runtime.py'

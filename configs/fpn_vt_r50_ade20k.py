@@ -1,6 +1,6 @@
 # Semantic FPN + VT-ResNet-50 on ADE20K. Expected: no published result. The recipe is that of
 # CrossFormer's Semantic FPN. Train the classifier first, or start from torchvision's ResNet-50
-# (`--pretrained resnet50.pth`).
+# (`--pretrained official`).
 #   python tools/train.py configs/vt_r50_imagenet.py
 #   python tools/train.py configs/fpn_vt_r50_ade20k.py \
 #       --pretrained work_dirs/vt_r50_imagenet/epoch_90.pth

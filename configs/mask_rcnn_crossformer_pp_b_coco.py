@@ -1,5 +1,5 @@
 # Mask R-CNN + CrossFormer++-B on COCO, 1x. Expected: 47.7 box AP, 43.2 mask AP (paper).
-#   python tools/train.py mask_rcnn_crossformer_pp_b_coco.py --pretrained crossformer-pp-b.pth
+#   python tools/train.py configs/mask_rcnn_crossformer_pp_b_coco.py --pretrained official
 _base_ = './mask_rcnn_crossformer_s_coco.py'
 
 # Groups and intervals as in the released dense models; the arch's own are for images of 224.

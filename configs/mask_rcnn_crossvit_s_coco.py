@@ -1,6 +1,6 @@
 # Mask R-CNN + CrossViT-S on COCO, 1x. Expected: no published result. Weight decay and layer decay
 # are ViTDet's, the schedule 1x.
-#   python tools/train.py configs/mask_rcnn_crossvit_s_coco.py --pretrained crossvit_small_224.pth
+#   python tools/train.py configs/mask_rcnn_crossvit_s_coco.py --pretrained official
 _base_ = [
     '_base_/models/mask_rcnn.py', '_base_/datasets/coco_instance.py',
     '_base_/schedules/adamw_1x_layer_decay.py', '_base_/detection_runtime.py'

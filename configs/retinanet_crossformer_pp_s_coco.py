@@ -1,5 +1,5 @@
 # RetinaNet + CrossFormer++-S on COCO, 1x. Expected: 45.1 box AP (paper).
-#   python tools/train.py retinanet_crossformer_pp_s_coco.py --pretrained crossformer-pp-s.pth
+#   python tools/train.py configs/retinanet_crossformer_pp_s_coco.py --pretrained official
 _base_ = './retinanet_crossformer_s_coco.py'
 
 # Groups and intervals as in the released dense models; the arch's own are for images of 224.

@@ -1,6 +1,6 @@
 # All-MLP decoder (SegFormer) + CrossFormer-S on ADE20K. Expected: no published result. The recipe
 # is SegFormer's.
-#   python tools/train.py configs/segformer_crossformer_s_ade20k.py --pretrained crossformer-s.pth
+#   python tools/train.py configs/segformer_crossformer_s_ade20k.py --pretrained official
 _base_ = [
     '_base_/models/segformer.py', '_base_/datasets/ade20k.py',
     '_base_/schedules/segformer_160k.py', '_base_/segmentation_runtime.py'

@@ -1,6 +1,6 @@
 # All-MLP decoder (SegFormer) + CrossFormer-S on Cityscapes, crops of 1024. Expected: no published
 # result. The recipe is SegFormer's.
-#   python tools/train.py segformer_crossformer_s_cityscapes.py --pretrained crossformer-s.pth
+#   python tools/train.py configs/segformer_crossformer_s_cityscapes.py --pretrained official
 _base_ = [
     '_base_/models/segformer.py', '_base_/datasets/cityscapes_1024.py',
     '_base_/schedules/segformer_160k.py', '_base_/segmentation_runtime.py'

@@ -1,7 +1,7 @@
 # All-MLP decoder (SegFormer) + CrossViT-S on Cityscapes, crops of 1024. Expected: no published
 # result. The recipe is SegFormer's, with smaller rates near the image in place of its ten times
 # higher one in the head.
-#   python tools/train.py segformer_crossvit_s_cityscapes.py --pretrained crossvit_small_224.pth
+#   python tools/train.py configs/segformer_crossvit_s_cityscapes.py --pretrained official
 _base_ = [
     '_base_/models/segformer.py', '_base_/datasets/cityscapes_1024.py',
     '_base_/schedules/adamw_160k_layer_decay.py', '_base_/segmentation_runtime.py'

@@ -1,6 +1,6 @@
 # All-MLP decoder (SegFormer) + VT-ResNet-50 on ADE20K. Expected: no published result. The recipe
 # is SegFormer's. Train the classifier first, or start from torchvision's ResNet-50
-# (`--pretrained resnet50.pth`).
+# (`--pretrained official`).
 #   python tools/train.py configs/vt_r50_imagenet.py
 #   python tools/train.py configs/segformer_vt_r50_ade20k.py \
 #       --pretrained work_dirs/vt_r50_imagenet/epoch_90.pth

@@ -1,5 +1,5 @@
 # UPerNet + CrossFormer++-S on ADE20K. Expected: 49.4 mIoU, 50.8 with --tta (paper).
-#   python tools/train.py upernet_crossformer_pp_s_ade20k.py --pretrained crossformer-pp-s.pth
+#   python tools/train.py configs/upernet_crossformer_pp_s_ade20k.py --pretrained official
 _base_ = './upernet_crossformer_s_ade20k.py'
 
 # Groups and intervals as in the released dense models; the arch's own are for images of 224.

@@ -1,6 +1,6 @@
 # UPerNet + CrossFormer-S on ADE20K. Expected: 47.6 mIoU, 48.4 with --tta (paper: CrossFormer++,
 # 2303.06908).
-#   python tools/train.py configs/upernet_crossformer_s_ade20k.py --pretrained crossformer-s.pth
+#   python tools/train.py configs/upernet_crossformer_s_ade20k.py --pretrained official
 _base_ = [
     '_base_/models/upernet.py', '_base_/datasets/ade20k.py',
     '_base_/schedules/adamw_160k.py', '_base_/segmentation_runtime.py'

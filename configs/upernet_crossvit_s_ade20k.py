@@ -1,6 +1,6 @@
 # UPerNet + CrossViT-S on ADE20K. Expected: no published result. The recipe is that of
 # CrossFormer's UPerNet, with smaller rates near the image.
-#   python tools/train.py configs/upernet_crossvit_s_ade20k.py --pretrained crossvit_small_224.pth
+#   python tools/train.py configs/upernet_crossvit_s_ade20k.py --pretrained official
 _base_ = [
     '_base_/models/upernet.py', '_base_/datasets/ade20k.py',
     '_base_/schedules/adamw_160k_layer_decay.py', '_base_/segmentation_runtime.py'

@@ -1,5 +1,6 @@
 # XFormer on ImageNet-1K. Expected: 78.5 top-1 (paper, which gives no recipe). Published: the
-# result and the size of the model. Ours: the recipe, that of MobileViT with its five sizes of images.
+# result and the size of the model. Ours: the recipe, that of MobileViT with its five sizes of
+# images.
 #   python tools/train.py configs/xformer_imagenet.py
 _base_ = [
     '_base_/models/classifier.py', '_base_/datasets/imagenet_256.py',

@@ -1,7 +1,7 @@
 # YOLOv3 + CrossViT-9 on COCO at 320 x 320. Expected: no published result. The length and the
 # augmentation are those that mmdet gives MobileNetV2; AdamW is ours, with smaller rates near the
 # image as in ViTDet.
-#   python tools/train.py configs/yolov3_crossvit_9_coco.py --pretrained crossvit_9_224.pth
+#   python tools/train.py configs/yolov3_crossvit_9_coco.py --pretrained official
 _base_ = [
     '_base_/models/yolov3.py', '_base_/datasets/coco_yolov3_320.py',
     '_base_/schedules/yolov3_adamw_300e.py', '_base_/detection_runtime.py'

@@ -1,6 +1,6 @@
 # YOLOv3 + VT-ResNet-18 on COCO at 320 x 320. Expected: no published result. The recipe is the
 # one that mmdet gives MobileNetV2. Train the classifier first, or start from torchvision's
-# ResNet-18 (`--pretrained resnet18.pth`).
+# ResNet-18 (`--pretrained official`).
 #   python tools/train.py configs/vt_r18_imagenet.py
 #   python tools/train.py configs/yolov3_vt_r18_coco.py \
 #       --pretrained work_dirs/vt_r18_imagenet/epoch_90.pth

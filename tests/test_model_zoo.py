@@ -9,9 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from xvit_mm.apis import build_model
 from xvit_mm.apis.command_line import run_tool
+from xvit_mm.checkpoints.catalogue import find_released, official_classifier
 from xvit_mm.utils.complexity import Cost, count_macs, measure_cost
 from zoo import (RESULTS, Entry, measure, read_costs, read_entries, render,
                                 write_zoo, writing)
@@ -61,6 +63,29 @@ def test_headers_of_configs_state_the_published_results(entries: list[Entry]) ->
         published = entry.results.published
         assert stated == (published.metrics if published else {}), entry.name
         assert bool(published) == ('paper' in header.lower()), entry.name
+
+
+def test_commands_in_headers_of_configs_run(entries: list[Entry]) -> None:
+    """The config exists, and so does what it starts from: a released file, or a config's run."""
+    for entry in entries:
+        lines = Path(entry.cfg.filename).read_text().splitlines()
+        header = ' '.join(line.lstrip('# ') for line in lines if line.startswith('#'))
+        commands = re.findall(r'tools/train\.py (\S+)', header)
+        assert commands and commands[-1] == str(entry.path), entry.name
+        assert all((ROOT / path).is_file() for path in commands), entry.name
+        for start in re.findall(r'--pretrained (\w[^\s`]*)', header):
+            if start == 'official':
+                start = official_classifier(entry.cfg.model.backbone)
+            scheme, _, name = start.partition('://')
+            if scheme == 'official':
+                assert find_released(name).backbone in entry.cfg.model.backbone.type
+            elif scheme == 'torchvision':
+                assert name == f'resnet{entry.cfg.model.backbone.depth}', entry.name
+            else:
+                folder, run, file = start.split('/')
+                assert folder == 'work_dirs' and f'configs/{run}.py' in commands, entry.name
+                cfg = Config.fromfile(ROOT / 'configs' / f'{run}.py')
+                assert file == f'epoch_{cfg.train_cfg.max_epochs}.pth', entry.name
 
 
 def test_measured_results_are_in_their_logs(entries: list[Entry]) -> None:

@@ -1,5 +1,5 @@
 # CrossFormer-T on CIFAR-10, as crossvit_9_dagger_cifar10.py. Expected: no published result.
-#   python tools/train.py configs/small/crossformer_t_cifar10.py --pretrained crossformer-t.pth
+#   python tools/train.py configs/small/crossformer_t_cifar10.py --pretrained official
 _base_ = './crossvit_9_dagger_cifar10.py'
 
 model = dict(

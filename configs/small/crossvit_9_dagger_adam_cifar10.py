@@ -1,5 +1,6 @@
-# CrossViT-9-dagger on CIFAR-10 from scratch, with the recipe of a public notebook: 224 x 224, Adam, batch
-# 256, 100 epochs. Losses and accuracies on training and test images are drawn in one picture.
+# CrossViT-9-dagger on CIFAR-10 from scratch, with the recipe of a public notebook: 224 x 224,
+# Adam, batch 256, 100 epochs. Losses and accuracies on training and test images are drawn in one
+# picture.
 #   python tools/train.py configs/small/crossvit_9_dagger_adam_cifar10.py
 _base_ = [
     '../_base_/models/classifier.py', '../_base_/datasets/cifar10_jitter.py',

@@ -1,6 +1,7 @@
-# CrossViT-9-dagger on CIFAR-10: 224 x 224, label smoothing 0.1, cosine, 100 epochs, as is customary for
-# transfer from ImageNet (--pretrained); the rest of the recipe is ours. Expected: no published result.
-#   python tools/train.py configs/small/crossvit_9_dagger_cifar10.py --pretrained crossvit_9_dagger_224.pth
+# CrossViT-9-dagger on CIFAR-10: 224 x 224, label smoothing 0.1, cosine, 100 epochs, as is
+# customary for transfer from ImageNet (`--pretrained`); the rest of the recipe is ours. Expected:
+# no published result.
+#   python tools/train.py configs/small/crossvit_9_dagger_cifar10.py --pretrained official
 _base_ = [
     '../_base_/models/classifier.py', '../_base_/datasets/cifar10.py',
     '../_base_/schedules/cifar10_100e.py', '../_base_/classification_runtime.py'

@@ -1,4 +1,5 @@
-# Semantic FPN + ResNet-18 on CamVid, from scratch, on a CPU: what vtfpn_r18_camvid.py compares with.
+# Semantic FPN + ResNet-18 on CamVid, from scratch, on a CPU: what vtfpn_r18_camvid.py compares
+# with.
 #   python tools/train.py configs/small/fpn_r18_camvid.py --data-root FOLDER
 _base_ = [
     '../_base_/models/semantic_fpn.py', '../_base_/datasets/camvid.py',

@@ -1,5 +1,5 @@
-# VT-ResNet-18 on CIFAR-10, from scratch, images enlarged to 64 x 64. The recipe is ours. Expected: no
-# published result; docs/vt.md has ours.
+# VT-ResNet-18 on CIFAR-10, from scratch, images enlarged to 64 x 64. The recipe is ours.
+# Expected: no published result; docs/vt.md has ours.
 #   python tools/train.py configs/small/vt_r18_cifar10.py
 _base_ = [
     '../_base_/models/classifier.py', '../_base_/datasets/cifar10_64.py',
