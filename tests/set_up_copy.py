@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ('bootstrap', 'bootstrap.stacks', 'bootstrap.facts', 'bootstrap.remedies',
          'bootstrap.install', 'doctor', 'environment', 'quickstart', 'selftest')
-VERSIONS = {'onedl': '3.11.7', 'upstream': '3.10.13'}
+VERSIONS = {'onedl': '3.11.7', 'upstream': '3.10.13', 'upstream-newest': '3.11.7'}
 
 
 def load_tools(root: Path) -> SimpleNamespace:

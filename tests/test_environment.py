@@ -18,7 +18,7 @@ from set_up_copy import ROOT, error_of, fake_setup, install, make_ready, tools
 __all__ = ['tools']  # a fixture
 
 
-@pytest.fixture(params=['onedl', 'upstream'])
+@pytest.fixture(params=['onedl', 'upstream', 'upstream-newest'])
 def stack(tools: SimpleNamespace, request: pytest.FixtureRequest) -> Any:
     return tools.stacks.STACKS[request.param]
 
@@ -33,9 +33,10 @@ def test_a_finished_environment_is_reused(tools: SimpleNamespace, stack: Any) ->
 
 
 def test_the_stacks_have_environments_of_their_own(tools: SimpleNamespace) -> None:
-    onedl, upstream = tools.stacks.STACKS.values()
+    onedl, *others = tools.stacks.STACKS.values()
     make_ready(onedl)
-    assert onedl.venv != upstream.venv and not upstream.is_ready()
+    assert not any(other.is_ready() for other in others)
+    assert len({stack.venv for stack in (onedl, *others)}) == 3
 
 
 @pytest.mark.parametrize('path', ['constraints', 'setup.py', 'pyvenv.cfg'])
@@ -57,7 +58,7 @@ def test_an_environment_changed_by_hand_is_not_reused(stack: Any, change: str) -
     elif change == 'other version':
         mmcv.rename(mmcv.with_name(mmcv.name.partition('-')[0] + '-2.0.9.dist-info'))
     elif change == 'other family':
-        install(stack, {'onedl': 'mmdet', 'upstream': 'onedl-mmdetection'}[stack.key], '3.3.0')
+        install(stack, {'onedl': 'mmdet', 'upstream': 'onedl-mmdetection'}[stack.family], '3.3.0')
     else:
         stack.python.unlink()
     assert not stack.is_ready()
@@ -80,6 +81,26 @@ def test_half_installed_packages_are_installed_again(tools: SimpleNamespace, sta
     assert not broken.exists()
     assert [path.name for path in stack.site_packages().glob('*-*')] == ['whole-1.0.dist-info']
     assert not (stack.site_packages() / '~orch').exists()
+
+
+@pytest.mark.parametrize('key, accepted', [('upstream', False), ('upstream-newest', True)])
+def test_mmdet_and_mmseg_are_edited_where_they_would_refuse_the_mmcv_of_the_stack(
+    tools: SimpleNamespace, key: str, accepted: bool,
+) -> None:
+    stack = tools.stacks.STACKS[key]
+    install(stack, 'mmdet', '3.3.0')
+    files = []
+    for package, name in (('mmdet', 'mmcv_maximum_version'), ('mmseg', 'MMCV_MAX')):
+        files.append(stack.site_packages() / package / '__init__.py')
+        files[-1].parent.mkdir()
+        files[-1].write_text(f"before = '2.2.0'\n{name} = '2.2.0'\n")
+    remark = 'mmdet and mmseg made to accept mmcv 2.2.0' if accepted else ''
+    assert tools.install.admit_mmcv(stack) == remark
+    for file in files:
+        bound = '2.2.0.1' if accepted else '2.2.0'
+        assert file.read_text().splitlines()[0] == "before = '2.2.0'"
+        assert file.read_text().endswith(f" = '{bound}'\n")
+    assert tools.install.admit_mmcv(stack) == ''  # done already
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -118,7 +139,7 @@ def test_an_environment_of_an_unsupported_python_is_to_be_removed(
 def test_an_environment_with_the_other_family_is_left_alone(
     tools: SimpleNamespace, stack: Any,
 ) -> None:
-    other = {'onedl': 'mmengine', 'upstream': 'onedl-mmengine'}[stack.key]
+    other = {'onedl': 'mmengine', 'upstream': 'onedl-mmengine'}[stack.family]
     install(stack, other, '0.10.7')
     message = error_of(lambda: tools.environment.ensure(stack.key), tools.install.SetupError)
     assert f'({other})' in message and f'mv {stack.folder} ' in message

@@ -55,7 +55,7 @@ def test_the_extras_hold_one_family_each(declared: dict[str, Any]) -> None:
     assert not any(name.startswith('onedl') for name in names[1])
 
 
-@pytest.mark.parametrize('family', ['onedl', 'upstream'])
+@pytest.mark.parametrize('family', ['onedl', 'upstream', 'upstream-newest'])
 def test_extras_and_constraints_agree(declared: dict[str, Any], family: str) -> None:
     constraints = (ROOT / 'tools' / f'constraints-{family}.txt').read_text().splitlines()
     extras = declared['extras_require'][family] + declared['extras_require']['dev']

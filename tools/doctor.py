@@ -39,7 +39,7 @@ def judge_python(facts: Facts) -> list[Finding]:
     """The interpreter's version, and a PYTHONPATH that may hide the environment's packages."""
     version = '.'.join(map(str, facts.version))
     found = [Finding('ok', 'Python', f'{version} at {facts.python}')]
-    stack = stacks.STACKS.get(facts.family, stacks.STACKS['onedl'])
+    stack = facts.stack or stacks.STACKS['onedl']
     if version.rpartition('.')[0] not in stack.pythons:
         found = [Finding('broken', 'Python', f'{version} at {facts.python}: the {stack.name} stack '
                          'does not exist for it', f'use Python {" or ".join(stack.pythons)}')]
@@ -53,7 +53,7 @@ def judge_family(facts: Facts) -> list[Finding]:
     """Exactly one family has to be there."""
     names, pip = stacks.families(facts.distributions), f'{facts.python} -m pip'
     if facts.family == 'both':
-        onedl, upstream = (', '.join(names[key]) for key in stacks.STACKS)
+        onedl, upstream = (', '.join(names[key]) for key in ('onedl', 'upstream'))
         text = ('both families of the OpenMMLab stack are installed and overwrite each other: '
                 f'OneDL ({onedl}) and upstream ({upstream})')
         return [Finding('broken', 'family', text, remedies.separate_families(facts))]
@@ -69,9 +69,9 @@ def judge_family(facts: Facts) -> list[Finding]:
 
 def judge_versions(facts: Facts) -> list[Finding]:
     """Packages of the stack in another version than the tested one."""
-    if facts.family not in stacks.STACKS:
+    stack = facts.stack
+    if stack is None:
         return []
-    stack = stacks.STACKS[facts.family]
     tested = stack.pins()
     names = [*sorted(stack.packages.values()), 'torch', 'torchvision', 'numpy', 'opencv-python']
     other = [name for name in names if name in facts.distributions
@@ -178,7 +178,7 @@ def judge_error(module: str, record: dict, facts: Facts) -> Finding:
 
 def own_package_command(facts: Facts) -> str:
     """For a damaged copy of this package, or one that meets versions it was not tested with."""
-    stack = stacks.STACKS.get(facts.family, stacks.STACKS['onedl'])
+    stack = facts.stack or stacks.STACKS['onedl']
     names = ('torch', 'torchvision', 'numpy', stack.packages['mmengine'])
     tested = ' '.join(map(stack.pinned, names))
     return (f'git -C {stacks.ROOT} status --short xvit_mm   (lists changed and lost files; `git '

@@ -24,9 +24,16 @@ class Facts(NamedTuple):
 
     @property
     def family(self) -> str:
-        """Key of the stack that is installed, 'both' or 'none'."""
+        """Key of the family that is installed, 'both' or 'none'."""
         present = stacks.families(self.distributions)
         return 'both' if len(present) == 2 else next(iter(present), 'none')
+
+    @property
+    def stack(self) -> stacks.Stack | None:
+        """The tested stack of this family and version of mmcv, else the family's first."""
+        same = [one for one in stacks.STACKS.values() if one.family == self.family]
+        here = [one for one in same if one.pins()[one.mmcv] == self.distributions.get(one.mmcv)]
+        return next(iter(here + same), None)
 
     @property
     def project_stack(self) -> stacks.Stack | None:

@@ -216,7 +216,7 @@ def refuse(stack: Stack) -> None:
                          f'does not exist for. Remove it with `rm -rf {stack.folder}` and run the '
                          'same command again.')
     others = [name for key, names in stacks.families(stack.installed()).items()
-              if key != stack.key for name in names]
+              if key != stack.family for name in names]
     if others:
         raise SetupError(f'{stack.folder} holds packages of the other family ({", ".join(others)})'
                          f', which share their files with those of {stack.name}. Move it away '
@@ -391,4 +391,22 @@ def install_rest(setup: Setup) -> str:
     """The other packages, and this one in editable form."""
     setup.pip('install', '--no-build-isolation', '--editable', setup.stack.extras)
     use_opencv_that_loads(setup)
-    return ''
+    return admit_mmcv(setup.stack)
+
+
+def admit_mmcv(stack: Stack) -> str:
+    """Raise the bound of mmdet and mmseg where they refuse the stack's mmcv on import.
+
+    Both name the first version that they refuse in a constant of their `__init__.py`.
+    """
+    version, raised = stack.pins()[stack.mmcv], []
+    for package in ('mmdet', 'mmseg'):
+        path = stack.site_packages() / package / '__init__.py'
+        text = path.read_text()
+        new = re.sub(rf"^(mmcv_maximum_version|MMCV_MAX) = '{version}'$", rf"\1 = '{version}.1'",
+                     text, flags=re.MULTILINE)
+        if new != text:
+            path.unlink()  # it may be a link into a cache
+            path.write_text(new)
+            raised.append(package)
+    return f'{" and ".join(raised)} made to accept mmcv {version}' if raised else ''

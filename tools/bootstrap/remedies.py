@@ -4,6 +4,7 @@ import re
 from bootstrap import stacks
 from bootstrap.facts import Facts
 
+MMCV_2_1 = 'mmcv>=2.1.0,<2.2.0'
 DISTRIBUTIONS = {'cv2': 'opencv-python', 'faster_coco_eval': 'faster-coco-eval'}
 
 # Part of `module: error` -> what it means, and a command ({pip}, {mmcv}, ... are filled in).
@@ -33,7 +34,8 @@ FAILURES = {
         'a compiled package was built for numpy 1, and numpy 2 is installed',
         '{pip} install {numpy}'),
     r'MMCV==\S+ is used but incompatible': (
-        'mmdet and mmseg of the upstream family want mmcv >=2.0.0,<2.2.0', '{mmcv}'),
+        'mmdet and mmseg of the upstream family want mmcv >=2.0.0,<2.2.0',
+        '{mmcv_2_1}\nor, to keep it, see "Newest of upstream" in docs/stacks.md'),
 }
 
 
@@ -53,7 +55,8 @@ def fill_in(template: str, facts: Facts) -> str:
     """The command of a template; in the project's own environment one command repairs all."""
     if facts.project_stack and '{' in template:
         return facts.project_stack.command + ' --repair'
-    template = template.replace('{mmcv}', _build_mmcv(facts))
+    template = template.replace('{mmcv}', _build_mmcv(facts, _mmcv(facts)))
+    template = template.replace('{mmcv_2_1}', _build_mmcv(facts, MMCV_2_1))
     version = facts.distributions.get('torch', '').partition('+')[0]
     return template.format(
         pip=f'{facts.python} -m pip',
@@ -64,11 +67,15 @@ def fill_in(template: str, facts: Facts) -> str:
         cv2=f'"{_opencv(facts)}"')
 
 
-def _build_mmcv(facts: Facts) -> str:
+def _mmcv(facts: Facts) -> str:
+    """Requirement of the mmcv that goes with the other packages."""
+    stack = facts.stack or stacks.STACKS['onedl']
+    return MMCV_2_1 if stack.key == 'upstream' else stack.pinned(stack.mmcv)
+
+
+def _build_mmcv(facts: Facts, wanted: str) -> str:
     """Build mmcv for the torch that is installed; never from pip's cache, which ignores torch."""
-    name, wanted = 'onedl-mmcv', stacks.STACKS['onedl'].pinned('onedl-mmcv')
-    if facts.family == 'upstream':
-        name, wanted = 'mmcv', 'mmcv>=2.1.0,<2.2.0'
+    name = re.split('[=<>]', wanted)[0]
     remove = '{pip} uninstall -y mmcv-lite && ' if 'mmcv-lite' in facts.distributions else ''
     cuda = 'FORCE_CUDA=1 ' if facts.detail('torch', 'gpu') else ''
     return (f'{remove}{cuda}CFLAGS=-g0 MMCV_WITH_OPS=1 {{pip}} install --force-reinstall --no-deps '

@@ -35,6 +35,11 @@ class Stack:
         return self.name.lower()
 
     @property
+    def family(self) -> str:
+        """Key of the first stack with the same distributions."""
+        return self.key.partition('-')[0]
+
+    @property
     def extras(self) -> str:
         return f'.[{self.key},dev]'
 
@@ -102,7 +107,7 @@ class Stack:
         return (self.python.exists() and stamp.is_file()
                 and stamp.read_text() == self.fingerprint()
                 and all(map(self.has_pinned, [*self.packages.values(), 'torch', 'torchvision']))
-                and list(families(self.installed())) == [self.key])
+                and list(families(self.installed())) == [self.family])
 
     def variables(self) -> dict[str, str]:
         """The caller's variables, as after activating the environment.
@@ -118,6 +123,13 @@ class Stack:
         return env
 
 
+UPSTREAM = {
+    'mmengine': 'mmengine',
+    'mmcv': 'mmcv',
+    'mmdet': 'mmdet',
+    'mmseg': 'mmsegmentation',
+    'mmpretrain': 'mmpretrain',
+}
 STACKS = {stack.key: stack for stack in (
     Stack('OneDL', {
         'mmengine': 'onedl-mmengine',
@@ -127,13 +139,11 @@ STACKS = {stack.key: stack for stack in (
         'mmpretrain': 'onedl-mmpretrain',
     }, pythons=('3.11', '3.12', '3.10'), folder='.venv', any_python=True),
     # Wheels of mmcv 2.1.0 and torch 2.1 are easiest to find for 3.10; torch 2.1 ends at 3.11.
-    Stack('upstream', {
-        'mmengine': 'mmengine',
-        'mmcv': 'mmcv',
-        'mmdet': 'mmdet',
-        'mmseg': 'mmsegmentation',
-        'mmpretrain': 'mmpretrain',
-    }, pythons=('3.10', '3.11'), folder='.venv-upstream', any_python=False),
+    Stack('upstream', UPSTREAM, pythons=('3.10', '3.11'), folder='.venv-upstream',
+          any_python=False),
+    # An opt-in: mmcv 2.2.0, which mmdet and mmseg refuse unedited, on a recent torch.
+    Stack('upstream-newest', UPSTREAM, pythons=('3.11',), folder='.venv-upstream-newest',
+          any_python=False),
 )}
 UPSTREAM_ONLY = {'mmcv-full', 'mmcv-lite', 'mmengine-lite'}
 
@@ -144,9 +154,10 @@ def normal(name: str) -> str:
 
 
 def families(distributions: Iterable[str]) -> dict[str, list[str]]:
-    """Key of a stack -> its distributions among the given names; those without any left out."""
+    """Key of a family -> its distributions among the given names; those without any left out."""
     names = set(map(normal, distributions))
-    found = {key: sorted(names & set(stack.packages.values())) for key, stack in STACKS.items()}
+    found = {key: sorted(names & set(stack.packages.values())) for key, stack in STACKS.items()
+             if key == stack.family}
     found['upstream'] = sorted({*found['upstream'], *(names & UPSTREAM_ONLY)})
     return {key: members for key, members in found.items() if members}
 
