@@ -107,7 +107,7 @@ setup(
     include_package_data=True,
     # 3.9, whose support has ended, has no annotations like `int | None`.
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'einops'],
+    install_requires=['torch>=2.1', 'einops', 'typing_extensions'],
     extras_require=EXTRAS,
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,

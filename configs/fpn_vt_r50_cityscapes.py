@@ -9,7 +9,7 @@ _base_ = [
     '_base_/schedules/adamw_80k.py', '_base_/segmentation_runtime.py'
 ]
 model = dict(
-    backbone=dict(type='xvit_mm.VTResNet', depth=50, norm_cfg=dict(type='SyncBN')),
+    backbone=dict(type='xvit_mm.VTResNet', arch='r50', norm_cfg=dict(type='SyncBN')),
     neck=dict(in_channels=[256, 512, 1024, 1024]),
     decode_head=dict(num_classes={{_base_.num_classes}}))
 auto_scale_lr = dict(base_batch_size=8)

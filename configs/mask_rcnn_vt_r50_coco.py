@@ -9,5 +9,5 @@ _base_ = [
     '_base_/schedules/sgd_1x.py', '_base_/detection_runtime.py'
 ]
 model = dict(
-    backbone=dict(type='xvit_mm.VTResNet', depth=50, frozen_stages=1, norm_eval=True),
+    backbone=dict(type='xvit_mm.VTResNet', arch='r50', frozen_stages=1, norm_eval=True),
     neck=dict(in_channels=[256, 512, 1024, 1024]))

@@ -9,5 +9,5 @@ _base_ = [
     '_base_/schedules/segformer_160k.py', '_base_/segmentation_runtime.py'
 ]
 model = dict(
-    backbone=dict(type='xvit_mm.VTResNet', depth=50, norm_cfg=dict(type='SyncBN')),
+    backbone=dict(type='xvit_mm.VTResNet', arch='r50', norm_cfg=dict(type='SyncBN')),
     decode_head=dict(in_channels=[256, 512, 1024, 1024], num_classes={{_base_.num_classes}}))

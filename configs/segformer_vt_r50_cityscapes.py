@@ -9,7 +9,7 @@ _base_ = [
     '_base_/schedules/segformer_160k.py', '_base_/segmentation_runtime.py'
 ]
 model = dict(
-    backbone=dict(type='xvit_mm.VTResNet', depth=50, norm_cfg=dict(type='SyncBN')),
+    backbone=dict(type='xvit_mm.VTResNet', arch='r50', norm_cfg=dict(type='SyncBN')),
     decode_head=dict(in_channels=[256, 512, 1024, 1024], num_classes={{_base_.num_classes}}),
     test_cfg=dict(mode='slide', crop_size=(1024, 1024), stride=(768, 768)))
 auto_scale_lr = dict(base_batch_size=8)

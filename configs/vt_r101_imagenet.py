@@ -2,4 +2,4 @@
 #   python tools/train.py configs/vt_r101_imagenet.py
 _base_ = './vt_r18_imagenet.py'
 
-model = dict(backbone=dict(depth=101))
+model = dict(backbone=dict(arch='r101'))

@@ -10,7 +10,7 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        type='xvit_mm.VTResNet', depth=18, out_type='tokens', drop_path_rate=0.1,
+        type='xvit_mm.VTResNet', arch='r18', out_type='tokens', drop_path_rate=0.1,
         norm_cfg=dict(type='SyncBN')),
     head=dict(
         type='xvit_mm.VTClsHead',

@@ -3,4 +3,4 @@
 #   python tools/train.py configs/vt_r34_advanced_imagenet.py
 _base_ = './vt_r18_advanced_imagenet.py'
 
-model = dict(backbone=dict(depth=34))
+model = dict(backbone=dict(arch='r34'))

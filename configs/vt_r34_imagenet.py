@@ -2,4 +2,4 @@
 #   python tools/train.py configs/vt_r34_imagenet.py
 _base_ = './vt_r18_imagenet.py'
 
-model = dict(backbone=dict(depth=34))
+model = dict(backbone=dict(arch='r34'))

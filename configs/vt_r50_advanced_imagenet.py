@@ -3,4 +3,4 @@
 #   python tools/train.py configs/vt_r50_advanced_imagenet.py
 _base_ = './vt_r18_advanced_imagenet.py'
 
-model = dict(backbone=dict(depth=50))
+model = dict(backbone=dict(arch='r50'))

@@ -10,6 +10,6 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        type='xvit_mm.VTResNet', depth=18, norm_cfg=dict(type='SyncBN'),
+        type='xvit_mm.VTResNet', arch='r18', norm_cfg=dict(type='SyncBN'),
         out_indices=(1, 2, 3)),
     neck=dict(in_channels=[512, 256, 128]))

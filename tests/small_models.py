@@ -7,7 +7,7 @@ SMALL = {
     'CrossViT': dict(
         arch=dict(embed_dims=(32, 48), depths=(1, 2), num_heads=4, mlp_ratio=2, img_size=48)),
     'VTResNet': dict(
-        depth=18, base_channels=8, token_channels=32, num_tokens=4, num_heads=2,
+        arch='r18', base_channels=8, token_channels=32, num_tokens=4, num_heads=2,
         zero_init_residual=False, drop_path_rate=0.05,
         # Untrained BatchNorm does not normalise in eval mode; eps keeps the activations small.
         norm_cfg=dict(type='BN', eps=1.)),

@@ -1,5 +1,6 @@
 """What every backbone promises: sizes, modes, freezing, memory, precision, configs."""
 import copy
+import inspect
 
 import pytest
 import torch
@@ -218,6 +219,30 @@ def test_layer_depth_grows_with_the_position_in_the_network(name):
         before, after = ([layer for p, layer in zip(backbone.parameters(), layers)
                           if (id(p) in first) == is_first] for is_first in (True, False))
         assert max(before) <= min(after)
+
+
+def test_the_signature_has_the_common_arguments_with_their_defaults(name):
+    parameters = inspect.signature(MODELS.get(f'xvit_mm.{name}')).parameters
+    common = {key: parameters[key].default for key in (
+        'in_channels', 'frozen_stages', 'norm_eval', 'with_cp', 'init_cfg')}
+    assert common == dict(
+        in_channels=3, frozen_stages=-1, norm_eval=False, with_cp=False, init_cfg=None)
+    assert list(parameters)[:2] == ['arch', 'out_indices']
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+
+
+def test_an_arch_dict_holds_what_differs_from_the_default(name):
+    cls = MODELS.get(f'xvit_mm.{name}')
+    default = cls.variants[cls.default_arch]
+    with torch.device('meta'):
+        expected = {key: x.shape for key, x in cls().state_dict().items() if 'extra' not in key}
+        for arch in ({}, default, cls.default_arch):
+            weights = cls(arch).state_dict()
+            assert {key: x.shape for key, x in weights.items() if 'extra' not in key} == expected
+    with pytest.raises(ValueError, match=r"unknown entries \['nonsense'\]; known are .*depths'"):
+        cls(dict(nonsense=1))
+    with pytest.raises(ValueError, match="no arch 'nonsense'; choose from '"):
+        cls('nonsense')
 
 
 def test_unknown_arguments_are_refused_with_a_hint(name):

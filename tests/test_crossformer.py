@@ -348,7 +348,7 @@ def test_kernel_sizes_of_the_embeddings_come_from_the_arch(kernel_sizes):
 
 @pytest.mark.parametrize('settings, message', [
     (dict(arch='m'), "no arch 'm'; choose from 't', 's', 'b', 'l', 'pp_s'"),
-    (dict(arch=dict(embed_dims=64, depths=(1, 1))), "lacks .'num_heads'."),
+    (dict(arch=dict(embed_dims=64, depths=(1, 1))), r'num_heads=\(3, 6, 12, 24\): give 2 whole'),
     (dict(arch=dict(SMALL_ARCH, heads=3)), "unknown entries .'heads'."),
     (dict(arch='s', group_size=(7, 7)), r'group_size=\(7, 7\): give 4 whole numbers'),
     (dict(arch='s', interval=(8, 4, 2, 0)), 'interval='),

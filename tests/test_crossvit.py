@@ -663,7 +663,7 @@ def test_layer_depths_count_blocks_of_the_deeper_branch():
 @pytest.mark.parametrize('wrong, message', [
     (dict(arch='medium'), "no arch 'medium'; choose from 'tiny', 'small'"),
     (dict(arch=18), "no arch 18; choose from .*'18'"),
-    (dict(arch=dict(embed_dims=(8, 16))), 'lacks .*depths'),
+    (dict(arch=dict(embed_dims=(8, 16))), r'embed_dims=\(8, 16\): num_heads=6 must divide'),
     (dict(arch=TINY | dict(width=3)), r"unknown entries \['width'\]"),
     (dict(arch=TINY | dict(num_heads=3)), 'num_heads=3 must divide'),
     (dict(arch=TINY | dict(num_heads=(2, 2))), r'num_heads=\(2, 2\): give one whole number'),

@@ -42,7 +42,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
 
 
 def test_installing_the_package_pulls_no_openmmlab_distribution(declared: dict[str, Any]) -> None:
-    assert declared['install_requires'] == ['torch>=2.1', 'einops']
+    assert declared['install_requires'] == ['torch>=2.1', 'einops', 'typing_extensions']
     assert declared['python_requires'] == '>=3.10'
 
 

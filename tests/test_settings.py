@@ -77,6 +77,8 @@ WRONG = {
         (dict(query_gain='1'), "query_gain='1'"),
         (dict(depth='18'), "depth='18'"),
         (dict(depth=[18]), r'depth=\[18\]'),
+        (dict(arch=dict(depths=18)), 'depths=18: give 3 whole numbers'),
+        (dict(arch=[18]), r'no arch \[18\]'),
     ],
     'XFormer': [
         (dict(init_lambda=NAN), 'init_lambda=nan: give one number from -65536'),

@@ -399,7 +399,7 @@ def test_command_line(
         '--backbone-options', 'with_cp=True')
     assert 'xvit_mm.VTResNet in place of ResNet; one training step' in capsys.readouterr().out
     backbone = Config.fromfile(out).model.backbone
-    assert backbone.depth == 18 and backbone.with_cp
+    assert backbone.arch == 'r18' and backbone.with_cp
     run(config, '--backbone', 'XFormer', '--out', tmp_path / 'xformer.py')
     assert Config.fromfile(tmp_path / 'xformer.py').model.backbone.arch == 's'
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,5 @@
 """VT-ResNet: published sizes, options, the ResNet that it holds, and where its tokens look."""
+import pickle
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from xvit_mm.utils.complexity import count_macs
 from xvit_mm.utils.config import load_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-SMALL = dict(depth=18, base_channels=8, token_channels=32, num_tokens=4)
+SMALL = dict(base_channels=8, token_channels=32, num_tokens=4)
 
 
 # Published sizes.
@@ -137,6 +138,33 @@ def test_tokens_come_out_as_batch_tokens_channels(size):
     assert backbone.vt[-1].projector is None and small().vt[-1].projector is not None
 
 
+@pytest.mark.parametrize('depth', [18, 34, 50, 101])
+def test_a_depth_stands_for_an_arch_and_takes_its_place(depth, log):
+    def shapes(*args, **settings):
+        with torch.device('meta'):
+            backbone = VTResNet(*args, **settings)
+        return {name: tensor.shape for name, tensor in backbone.state_dict().items()
+                if not name.endswith('_extra_state')}
+
+    expected = shapes(f'r{depth}')
+    assert shapes(depth=depth) == shapes(depth) == shapes(arch=str(depth)) == expected
+    assert 'takes the place' not in log.getvalue()
+    other = 'r34' if depth == 50 else 'r50'
+    assert shapes(other, depth=depth) == expected
+    assert f"depth={depth} takes the place of arch='{other}'" in log.getvalue()
+
+
+def test_an_arch_of_ones_own_has_the_blocks_and_modules_that_it_says():
+    backbone = small(arch=dict(depths=(1, 2, 1), num_modules=1, bottleneck=True))
+    layers = [getattr(backbone.resnet, f'layer{i}') for i in (1, 2, 3)]
+    assert [len(layer) for layer in layers] == [1, 2, 1] and len(backbone.vt) == 1
+    assert all(hasattr(block, 'conv3') for layer in layers for block in layer)
+    assert [x.shape[1] for x in backbone(torch.randn(2, 3, 64, 64))] == [32, 64, 128, 128]
+    again = pickle.loads(pickle.dumps(backbone))
+    assert again.state_dict().keys() == backbone.state_dict().keys()
+    assert len(small(arch=dict(num_modules=1), num_modules=3).vt) == 3
+
+
 def test_only_the_first_module_is_not_recurrent():
     kinds = [type(module.tokenizer) for module in small(depth=34).vt]
     assert kinds == [FilterTokenizer, RecurrentTokenizer, RecurrentTokenizer]
@@ -256,6 +284,13 @@ def test_without_a_package_that_has_a_resnet_the_error_says_what_to_install(monk
 
 @pytest.mark.parametrize('wrong, message', [
     (dict(depth=152), 'depth=152.*18, 34, 50, 101'),
+    (dict(arch='r152'), "no arch 'r152'; choose from 'r18', 'r34', 'r50', 'r101', or give a dict"),
+    (dict(arch=dict(blocks=(1, 1, 1))), r"unknown entries \['blocks'\]; known are \['bottleneck'"),
+    (dict(arch=dict(depths=(1, 1))), r'depths=\(1, 1\): give 3 whole numbers'),
+    (dict(arch=dict(num_modules=0)), 'num_modules=0: give one whole number'),
+    (dict(arch=dict(bottleneck='yes')), "bottleneck='yes': choose from"),
+    (dict(resnet=dict(type='mmdet.ResNeXt')), "type='ResNeXt'.*has no basic blocks"),
+    (dict(resnet=dict(type='mmdet.NoSuchNet')), 'no model of this name is registered'),
     (dict(tokenizer='recurrent'), "tokenizer='recurrent'.*'filter', 'pooling', 'clustering'"),
     (dict(interaction='convolution'), "interaction='convolution'.*'graph'"),
     (dict(out_type='cls_token'), "out_type='cls_token'.*'featmap', 'tokens'"),
@@ -317,5 +352,5 @@ def test_advanced_recipe_drops_paths_through_the_whole_network(depth):
     cfg = load_config(CONFIGS / f'vt_r{depth}_advanced_imagenet.py').model.backbone
     backbone = MODELS.build(cfg)
     rates = [m.drop_prob for m in backbone.modules() if isinstance(m, DropPath)]
-    assert backbone.depth == depth and rates[0] == 0 and rates[-1] == pytest.approx(0.1)
+    assert cfg.arch == f'r{depth}' and rates[0] == 0 and rates[-1] == pytest.approx(0.1)
     assert all(rates[1:]) and rates == sorted(rates)

@@ -165,7 +165,7 @@ def test_weights_of_before_settings_were_saved_load_strictly_and_with_a_warning(
 
 
 def test_weights_of_a_resnet_load_without_a_word_about_settings(log):
-    load_official(VTResNet(18), torchvision_resnet(18).state_dict())
+    load_official(VTResNet('r18'), torchvision_resnet(18).state_dict())
     assert 'settings' not in log.getvalue()
 
 
@@ -202,5 +202,5 @@ def test_fewer_stages_take_what_they_need_from_a_whole_file():
 
 
 def test_weights_of_another_depth_are_refused_by_name():
-    with pytest.raises(CheckpointError, match='VTResNet 34, but the backbone is VTResNet 18'):
-        load_official(VTResNet(18), torchvision_resnet(34).state_dict())
+    with pytest.raises(CheckpointError, match="VTResNet 'r34', but the backbone is VTResNet 'r18'"):
+        load_official(VTResNet('r18'), torchvision_resnet(34).state_dict())

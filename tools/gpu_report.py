@@ -25,7 +25,7 @@ BACKBONES = {
     'CrossFormer-S': dict(type='xvit_mm.CrossFormer', arch='s'),
     'CrossViT-S': dict(type='xvit_mm.CrossViT', arch='small'),
     'XFormer': dict(type='xvit_mm.XFormer'),
-    'VT-ResNet-50': dict(type='xvit_mm.VTResNet', depth=50),
+    'VT-ResNet-50': dict(type='xvit_mm.VTResNet', arch='r50'),
 }
 DTYPES = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 

@@ -10,14 +10,14 @@ from mmengine.config import DictAction
 
 from xvit_mm.apis.command_line import run_tool
 from xvit_mm.swap import Swap, swap_backbone
-from xvit_mm.swap.backbones import BACKBONES, complete_backbone, size_argument
+from xvit_mm.swap.backbones import BACKBONES
 
 
 def main() -> None:
     arguments = parse_arguments()
-    backbone = complete_backbone(dict(type=arguments.backbone))
+    backbone = dict(type=arguments.backbone)
     if arguments.arch:
-        backbone |= size_argument(backbone['type'], arguments.arch)
+        backbone['arch'] = arguments.arch
     backbone |= arguments.backbone_options or {}
     print(summary(swap_backbone(
         arguments.config, backbone, arguments.out, checkpoint=arguments.checkpoint,
@@ -32,8 +32,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--backbone', required=True, metavar='TYPE',
                         help=f'one of {", ".join(BACKBONES)}')
     parser.add_argument('--arch', metavar='NAME',
-                        help='variant: s, tiny, ...; 18 to 101 for VTResNet; may be left out: s '
-                        'for CrossFormer and XFormer, small for CrossViT, 18 for VTResNet')
+                        help='variant: s, tiny, r50, ... (default: s for CrossFormer and XFormer, '
+                        'small for CrossViT, r18 for VTResNet)')
     parser.add_argument('--backbone-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
                         help='further arguments, as drop_path_rate=0.3 with_cp=True')
     parser.add_argument('--out', required=True, metavar='NEW_CONFIG', help='where to write')

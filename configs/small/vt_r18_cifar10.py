@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/schedules/cifar10_100e.py', '../_base_/classification_cpu_runtime.py'
 ]
 model = dict(
-    backbone=dict(type='xvit_mm.VTResNet', depth=18, out_type='tokens'),
+    backbone=dict(type='xvit_mm.VTResNet', arch='r18', out_type='tokens'),
     head=dict(
         type='xvit_mm.VTClsHead',
         num_classes=10,

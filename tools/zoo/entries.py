@@ -184,6 +184,7 @@ def _backbone_name(model: Mapping[str, Any]) -> str:
     if kind == 'CrossFormer':
         return f'CrossFormer{"++" if size.startswith("pp_") else ""}-{size[-1].upper()}'
     kind = {'VTResNet': 'VT-ResNet', 'MixVisionTransformer': 'MiT-B0'}.get(kind, kind)
+    size = size.removeprefix('r') if kind == 'VT-ResNet' else size
     return f'{kind}-{size}'.replace('_', '-') if size else kind
 
 

@@ -1,5 +1,4 @@
 """What the swap knows of each backbone: arguments, recipes, classification heads."""
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +24,6 @@ class Recipe:
 class Entry:
     """A backbone of this package."""
 
-    # The argument that selects a variant.
-    size: str
     # Beginnings of variant names, and arguments that their dense models differ by.
     dense: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     # Parts of the names of parameters that, although they are not one-dimensional, do not decay.
@@ -44,7 +41,6 @@ _SWIN = {
 }
 BACKBONES = {
     'xvit_mm.CrossFormer': Entry(
-        size='arch',
         dense={'pp_': dict(group_size=(7, 7, 7, 7), interval=(8, 4, 2, 1))},
         cls=dict(out_indices=(3,)),
         cls_head='xvit_mm.CrossFormerClsHead',
@@ -56,7 +52,6 @@ BACKBONES = {
             'mmpretrain': Recipe(1e-3, 0.05, 1024, 'the CrossFormer repository on ImageNet'),
         }),
     'xvit_mm.CrossViT': Entry(
-        size='arch',
         no_decay=('cls_token', 'pos_embed'),
         cls=dict(out_type='cls_token'),
         cls_head='xvit_mm.CrossViTClsHead',
@@ -65,7 +60,6 @@ BACKBONES = {
             'mmpretrain': Recipe(4e-3, 0.1, 4096, 'the CrossViT paper on ImageNet'),
         }),
     'xvit_mm.XFormer': Entry(
-        size='arch',
         cls=dict(out_indices=(3,)),
         cls_head='xvit_mm.XFormerClsHead',
         recipes={
@@ -74,7 +68,6 @@ BACKBONES = {
                 2e-3, 0.01, 1024, 'the nearest published relative, MobileViT on ImageNet'),
         }),
     'xvit_mm.VTResNet': Entry(
-        size='depth',
         cls=dict(out_indices=(3,), out_type='tokens'),
         cls_head='xvit_mm.VTClsHead',
         recipes={
@@ -95,24 +88,18 @@ def complete_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
     scoped = name if '.' in name else f'xvit_mm.{name}'
     if scoped not in BACKBONES:
         raise ConfigError(f'--backbone {name}: choose from {", ".join(BACKBONES)}')
-    size = BACKBONES[scoped].size
-    default = inspect.signature(MODELS.get(scoped)).parameters[size].default
-    return {**backbone, 'type': scoped, size: backbone.get(size, default)}
-
-
-def size_argument(kind: str, size: str) -> dict[str, Any]:
-    """Return the argument of a variant: `arch='s'` for `s`, `depth=18` for `18` or `r18`."""
-    name = BACKBONES[kind].size
-    if name == 'depth' and size.removeprefix('r').isdigit():
-        return {name: int(size.removeprefix('r'))}
-    return {name: size}
+    # VTResNet may have its variant by the name that a ResNet gives it.
+    if 'depth' in backbone:
+        return {**backbone, 'type': scoped}
+    return {**backbone, 'type': scoped,
+            'arch': backbone.get('arch', MODELS.get(scoped).default_arch)}
 
 
 def dense_arguments(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments by which released dense models differ from their classifier."""
     entry = BACKBONES[backbone['type']]
     for beginning, arguments in entry.dense.items():
-        if str(backbone.get(entry.size, '')).startswith(beginning):
+        if str(backbone.get('arch', '')).startswith(beginning):
             return {key: value for key, value in arguments.items() if key not in backbone}
     return {}
 

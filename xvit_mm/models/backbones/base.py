@@ -1,9 +1,10 @@
 """What every backbone of this package promises, written once."""
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
@@ -17,28 +18,49 @@ from ..layers.cache import is_compiling
 from ..settings import check_numbers
 
 
+class CommonArguments(TypedDict, total=False):
+    """Keyword arguments of every backbone; `Backbone` describes them and has their defaults."""
+
+    in_channels: int
+    frozen_stages: int
+    norm_eval: bool
+    with_cp: bool
+    init_cfg: dict | list[dict] | None
+
+
+def accepts_common_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Write the common arguments out in the signature of a constructor that ends in `**common`.
+
+    For `help`, editors, and the error for an unknown argument.
+    """
+    *own, _ = inspect.signature(init).parameters.values()
+    defaults = inspect.signature(Backbone.__init__).parameters
+    common = [defaults[name] for name in CommonArguments.__annotations__]
+    init.__signature__ = inspect.Signature([*own, *common])
+    return init
+
+
 class Backbone(BaseModule):
     """Base of the backbones: a module from images [B, 3, H, W] to a tuple of maps.
 
     The maps are [B, C, H', W'], high to low resolution, one for each entry of `out_indices`, with
     C and stride in `out_channels` and `out_strides`; H' is H divided by the stride, rounded up.
 
-    A subclass sets `variants` and `official_names`, calls `super().__init__`, builds its modules,
-    sets `out_channels` and `out_strides`, and calls `self._freeze()` last.
+    A subclass sets `variants`, `default_arch` and `official_names`, calls `super().__init__`,
+    builds its modules, sets `out_channels` and `out_strides`, and calls `self._freeze()` last.
 
     Args:
         num_stages: how many stages there are.
+        out_indices: which stages to return, ascending; later stages are not built.
         num_maps: how many maps there are to choose from, if they are not one per stage; all stages
             are built then.
-        out_indices: which stages to return, ascending; later stages are not built.
+        in_channels: channels of the image.
         frozen_stages: -1 nothing; 0 the stem; n the stem and the first n stages. Frozen parts do
             not train and stay in eval mode.
         norm_eval: keep BatchNorm in eval mode while training.
         with_cp: recompute blocks in the backward pass instead of keeping their activations.
-        in_channels: channels of the image.
         init_cfg: as in mmengine, default the class's. `dict(type='Pretrained', checkpoint=...)`
             takes official files.
-        unknown: everything else is refused.
 
     Raises:
         TypeError: an argument that the backbone does not have, such as a leftover of another one.
@@ -46,6 +68,7 @@ class Backbone(BaseModule):
     """
 
     variants: ClassVar[Mapping[str, Any]] = {}
+    default_arch: ClassVar[str] = ''
     official_names: ClassVar[OfficialNames | None] = None
     default_init_cfg: ClassVar[list[dict] | None] = None
     out_channels: tuple[int, ...]
@@ -53,16 +76,17 @@ class Backbone(BaseModule):
 
     def __init__(
         self,
-        *,
         num_stages: int,
-        num_maps: int | None = None,
         out_indices: Sequence[int],
-        frozen_stages: int,
-        norm_eval: bool,
-        with_cp: bool,
-        in_channels: int,
-        init_cfg: dict | list[dict] | None,
-        unknown: Mapping[str, Any],
+        num_maps: int | None = None,
+        /,  # so that leftovers of another backbone may have these names
+        *,
+        in_channels: int = 3,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        **unknown: Any,
     ) -> None:
         if unknown:
             raise TypeError(self._unknown_arguments(unknown))
@@ -75,6 +99,7 @@ class Backbone(BaseModule):
             raise ValueError(
                 f'frozen_stages={frozen_stages}: allowed are -1 (nothing), 0 (the stem) and up to '
                 f'{self.num_stages}, the stages that out_indices={self.out_indices} builds')
+        self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -91,20 +116,23 @@ class Backbone(BaseModule):
         """
 
     @classmethod
-    def variant(cls, arch: str | Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
-        """The settings of a named variant, or a checked copy of the user's own."""
-        if isinstance(arch, Mapping):
-            if missing := [key for key in required if key not in arch]:
-                raise ValueError(f'arch={dict(arch)} lacks {missing}; it needs {list(required)}')
-            known = set().union(required, *cls.variants.values())
-            if unknown := sorted(set(arch) - known):
-                raise ValueError(f'arch has unknown entries {unknown}; known are {sorted(known)}')
-            return dict(arch)
-        if not isinstance(arch, str) or arch not in cls.variants:
+    def variant(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of `arch`: a variant's name, or a dict of what differs from the default one.
+
+        Raises:
+            ValueError: no variant has this name, or no variant has these settings.
+        """
+        differing = arch if isinstance(arch, Mapping) else {}
+        name = cls.default_arch if isinstance(arch, Mapping) else arch
+        if not isinstance(name, str) or name not in cls.variants:
             raise ValueError(
                 f'{cls.__name__} has no arch {arch!r}; choose from '
-                f'{", ".join(map(repr, cls.variants))}, or give a dict with {", ".join(required)}')
-        return dict(cls.variants[arch])
+                f'{", ".join(map(repr, cls.variants))}, or give a dict of what differs from '
+                f'{cls.default_arch!r}')
+        settings = dict(cls.variants[name])
+        if unknown := sorted(set(differing) - set(settings)):
+            raise ValueError(f'arch has unknown entries {unknown}; known are {sorted(settings)}')
+        return settings | dict(differing)
 
     def fit_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights of this variant, in our names, as this instance needs them.
@@ -164,8 +192,7 @@ class Backbone(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _unknown_arguments(self, unknown: Mapping[str, Any]) -> str:
-        import inspect
-        known = [p for p in inspect.signature(type(self)).parameters if p != 'unknown']
+        known = list(inspect.signature(type(self)).parameters)
         close = {name: get_close_matches(name, known, n=1) for name in unknown}
         meant = ''.join(f' Did you mean {m[0]!r} for {n!r}?' for n, m in close.items() if m)
         return (

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from xvit_mm.checkpoints import CROSSFORMER_NAMES
 from xvit_mm.registry import MODELS
@@ -31,7 +32,7 @@ from ..layers import MLP, EvalCache, Grouping, Run, attend, call, group_tokens
 from ..layers.cache import sizes_are_symbolic
 from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_drop_path_rate, check_numbers,
                         drop_path_rates)
-from .base import Backbone
+from .base import Backbone, CommonArguments, accepts_common_arguments
 
 # CrossFormer Table 1, CrossFormer++ Table 2. Group sizes and intervals are those for
 # classification at 224; the dense CrossFormer++ models use 7 and (8, 4, 2, 1) as well.
@@ -42,8 +43,15 @@ _7, _4_4_14_7 = (7, 7, 7, 7), (4, 4, 14, 7)
 _8421, _4211 = (8, 4, 2, 1), (4, 2, 1, 1)
 STEM_KERNELS, STEM_STRIDE = (4, 8, 16, 32), 4
 MERGE_KERNELS, MERGE_STRIDE = (2, 4), 2
+
+
+def default_kernels(stages: int) -> tuple[tuple[int, ...], ...]:
+    """The published kernel sizes of the embedding of each stage."""
+    return (STEM_KERNELS, *[MERGE_KERNELS] * (stages - 1))
+
+
 # yapf: disable
-_SHARED = dict(kernel_sizes=(STEM_KERNELS, *[MERGE_KERNELS] * 3))
+_SHARED = dict(kernel_sizes=default_kernels(4))
 VARIANTS = {name: dict(zip(_FIELDS, row), **_SHARED) for name, row in {
     #        C    depths         heads           G           I      ACL    drop path
     't':    (64,  (1, 1, 8, 6),  (2, 4, 8, 16),  _7,         _8421, False, 0.1),
@@ -266,52 +274,46 @@ class CrossFormer(Backbone):
 
     Args:
         arch: `t`, `s`, `b`, `l` (CrossFormer), `pp_s`, `pp_b`, `pp_l`, `pp_h` (CrossFormer++), or
-            a dict with embed_dims, depths, num_heads and, as far as wanted, group_size, interval,
+            a dict of what differs from `s`: embed_dims, depths, num_heads, group_size, interval,
             cooling, drop_path_rate, kernel_sizes (of the embedding of each stage; default
             4, 8, 16, 32 in the first and 2, 4 in the others).
         group_size: tokens along a side of a group, one value per stage; overrides the arch's.
         interval: distance of the tokens of an LDA group, one per stage; overrides the arch's.
         drop_path_rate: of the last block, falling linearly to 0 at the first; default the arch's.
-        in_channels: channels of the image.
+        common: `in_channels`, `frozen_stages`, `norm_eval`, `with_cp`, `init_cfg` of `Backbone`.
 
-    The other arguments, and the errors, are those of `Backbone`.
+    The errors are those of `Backbone`.
     """
 
     variants = VARIANTS
+    default_arch = 's'
     default_init_cfg = TRUNC_NORMAL_INIT
     official_names = CROSSFORMER_NAMES
 
+    @accepts_common_arguments
     def __init__(
         self,
-        arch: str | Mapping[str, Any] = 's',
+        arch: str | Mapping[str, Any] = default_arch,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         *,
         group_size: Sequence[int] | None = None,
         interval: Sequence[int] | None = None,
         drop_path_rate: float | None = None,
-        in_channels: int = 3,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-        **unknown: Any,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        given = self.variant(arch, _FIELDS[:3])
-        check_numbers('depths', given['depths'], count=0, most=MOST_BLOCKS)
-        kernels = (STEM_KERNELS, *[MERGE_KERNELS] * (len(given['depths']) - 1))
-        settings = dict(VARIANTS['s'], cooling=False, kernel_sizes=kernels) | given
+        settings = self.variant(arch)
+        check_numbers('depths', settings['depths'], count=0, most=MOST_BLOCKS)
+        if isinstance(arch, Mapping) and 'kernel_sizes' not in arch:
+            settings['kernel_sizes'] = default_kernels(len(settings['depths']))
         overrides = dict(group_size=group_size, interval=interval, drop_path_rate=drop_path_rate)
         settings |= {key: value for key, value in overrides.items() if value is not None}
         _check_settings(settings)
-        super().__init__(
-            num_stages=len(settings['depths']), out_indices=out_indices,
-            frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
-            in_channels=in_channels, init_cfg=init_cfg, unknown=unknown)
+        super().__init__(len(settings['depths']), out_indices, **common)
         self.settings = settings
         channels = [settings['embed_dims'] * 2**i for i in range(self.num_stages)]
         self.stages = nn.ModuleList(
             CrossFormerStage(source, width, stem=i == 0, **self._stage_settings(i))
-            for i, (source, width) in enumerate(zip([in_channels, *channels], channels)))
+            for i, (source, width) in enumerate(zip([self.in_channels, *channels], channels)))
         self.out_channels = tuple(channels[i] for i in self.out_indices)
         self.out_strides = tuple(STEM_STRIDE * MERGE_STRIDE**i for i in self.out_indices)
         self._freeze()

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from xvit_mm.checkpoints import CROSSVIT_NAMES
 from xvit_mm.registry import MODELS
@@ -38,7 +39,7 @@ from ..layers.cache import is_compiling, sizes_are_symbolic
 from ..necks.branch_pyramid import BranchPyramid
 from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
                         check_numbers, drop_path_rates)
-from .base import Backbone
+from .base import Backbone, CommonArguments, accepts_common_arguments
 
 # Paper Table 1. Pairs are (S, L); depths are the blocks of one encoder. A dagger is a patch
 # embedding of three convolutions. img_size is what L sees of the published 240 (or 408) pixels.
@@ -66,6 +67,7 @@ BRANCHES = ('small', 'large')
 MULTI_CONV_STRIDES = {12: (3, 0, 1), 16: (2, 1, 2)}
 # Published: S sees 15/14 of the pixels of L, so that both divide their image.
 PUBLISHED_GRIDS = {(12, 16): (20, 14)}
+NUM_MAPS = 4
 OUT_TYPES = ('featmap', 'cls_token')
 Grid = tuple[int, int]
 
@@ -197,9 +199,9 @@ class CrossViT(Backbone):
 
     Args:
         arch: `tiny`, `small`, `base`, `9`, `15`, `18`, `9_dagger`, `15_dagger`, `18_dagger`,
-            `15_dagger_384`, `18_dagger_384`, or a dict with embed_dims, depths, num_heads and, as
-            far as wanted, mlp_ratio, multi_conv, img_size, num_encoders, patch_sizes (pixels, S and
-            L; default 12 and 16) and cross_attn_depth (fusions in a row in each encoder; default
+            `15_dagger_384`, `18_dagger_384`, or a dict of what differs from `small`: embed_dims,
+            depths, num_heads, mlp_ratio, multi_conv, img_size, num_encoders, patch_sizes (pixels, S
+            and L; default 12 and 16), cross_attn_depth (fusions in a row in each encoder; default
             1). With other patch sizes both branches see the image at the same scale.
         out_indices: which of the four maps to return; unused for class tokens.
         out_type: `featmap` or `cls_token`.
@@ -211,19 +213,21 @@ class CrossViT(Backbone):
             `large`, the default for maps: S sees 240 for 224, as the official module does when it
             is given 224.
         drop_path_rate: of the last block, falling linearly to 0 at the first.
-        in_channels: channels of the image.
+        common: `in_channels`, `frozen_stages`, `norm_eval`, `with_cp`, `init_cfg` of `Backbone`.
 
-    The other arguments, and the errors, are those of `Backbone`. For `frozen_stages`, stages 1 to 3
+    The errors are those of `Backbone`. For `frozen_stages`, stages 1 to 3
     are the encoders and stage 4 is the pyramid.
     """
 
     variants = VARIANTS
+    default_arch = 'small'
     default_init_cfg = TRUNC_NORMAL_INIT
     official_names = CROSSVIT_NAMES
 
+    @accepts_common_arguments
     def __init__(
         self,
-        arch: str | Mapping[str, Any] = 'small',
+        arch: str | Mapping[str, Any] = default_arch,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         *,
         out_type: str = 'featmap',
@@ -231,30 +235,23 @@ class CrossViT(Backbone):
         img_size: int | None = None,
         image_branch: str | None = None,
         drop_path_rate: float = 0.1,
-        in_channels: int = 3,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-        **unknown: Any,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        settings = VARIANTS['small'] | self.variant(arch, _FIELDS[:3])
+        settings = self.variant(arch)
         settings |= {} if img_size is None else dict(img_size=img_size)
         if image_branch is None:
             image_branch = 'small' if out_type == 'cls_token' else 'large'
         _check_choices(out_type, fusion, image_branch)
         _check_settings(settings, drop_path_rate, is_dense=out_type == 'featmap')
-        super().__init__(
-            num_stages=settings['num_encoders'] + (out_type == 'featmap'), num_maps=4,
-            out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
-            with_cp=with_cp, in_channels=in_channels, init_cfg=init_cfg, unknown=unknown)
+        stages = settings['num_encoders'] + (out_type == 'featmap')
+        super().__init__(stages, out_indices, NUM_MAPS, **common)
         self.settings = settings
         self.image_branch = image_branch
         widths = settings['embed_dims']
         self.patch_sizes: tuple[int, int] = tuple(settings['patch_sizes'])
         sides = branch_grids((settings['img_size'],) * 2, 'large', self.patch_sizes)
         self.embeds = nn.ModuleList(
-            BranchEmbedding(in_channels, width, patch_size=patch_size, grid_side=side,
+            BranchEmbedding(self.in_channels, width, patch_size=patch_size, grid_side=side,
                             multi_conv=settings['multi_conv'])
             for width, patch_size, (side, _) in zip(widths, self.patch_sizes, sides))
         self.encoders = nn.ModuleList(

@@ -27,6 +27,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.logging import print_log
 from mmengine.model import Sequential
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from xvit_mm.checkpoints import VT_RESNET_NAMES
 from xvit_mm.registry import MODELS
@@ -36,20 +37,21 @@ from ..layers.cache import sizes_are_symbolic
 from ..layers.recorded_settings import EXTRA_STATE
 from ..settings import (MOST_BLOCKS, check_choice, check_drop_path_rate, check_mapping,
                         check_numbers, drop_path_rates)
-from .base import Backbone
+from .base import Backbone, CommonArguments, accepts_common_arguments
 
 # The paper's architecture table: blocks of layers 1 to 3, VT modules in place of layer 4, whether
 # the blocks are bottlenecks. Rows 34 to 101 of it are partly [N].
 _FIELDS = ('depths', 'num_modules', 'bottleneck')
 # yapf: disable
-VARIANTS = {depth: dict(zip(_FIELDS, row)) for depth, row in {
-    #    blocks      VT  bottleneck
-    18:  ((2, 2, 2),  2, False),
-    34:  ((3, 4, 6),  3, False),
-    50:  ((3, 4, 6),  3, True),
-    101: ((3, 4, 23), 3, True),
+VARIANTS = {name: dict(zip(_FIELDS, row)) for name, row in {
+    #       blocks      VT  bottleneck
+    'r18':  ((2, 2, 2),  2, False),
+    'r34':  ((3, 4, 6),  3, False),
+    'r50':  ((3, 4, 6),  3, True),
+    'r101': ((3, 4, 23), 3, True),
 }.items()}
 # yapf: enable
+DEPTHS = (18, 34, 50, 101)
 
 # Where the ResNet comes from, the first that is installed. They agree in structure, results and the
 # names of their tensors, but only mmpretrain's has drop path.
@@ -75,7 +77,8 @@ class VTResNet(Backbone):
     is installed, and takes torchvision's weights (`init_cfg=dict(type='Pretrained', ...)`).
 
     Args:
-        depth: 18, 34, 50 or 101.
+        arch: `r18`, `r34`, `r50`, `r101`, or a dict of what differs from `r18`: depths (residual
+            blocks of layers 1 to 3), num_modules (VT modules in place of layer 4), bottleneck.
         out_type: `featmap` or `tokens`, what the last stage gives.
         tokenizer: `filter`, `pooling` or `clustering` (Table 3).
         recurrent: whether modules after the first take the recurrent tokenizer (Table 4). Default:
@@ -83,7 +86,8 @@ class VTResNet(Backbone):
         interaction: `transformer`, `graph` (a graph convolution) or `none` (Table 5).
         num_tokens: L, tokens per image (Table 6).
         with_projector: False tokenizes once and stacks transformers; tokens only (Table 7).
-        num_modules: VT modules; default the variant's.
+        depth: 18, 34, 50 or 101, as in a ResNet: `depth=50` is `arch='r50'`, whatever `arch` says.
+        num_modules: VT modules; overrides the arch's.
         token_channels: CT.
         num_heads: of the transformers and projectors.
         value_conv: False leaves the grouped projection out of the tokenizers, as in the formula.
@@ -100,16 +104,16 @@ class VTResNet(Backbone):
         zero_init_residual: residual branches that end in a norm start at zero, in both parts; in
             short runs from scratch they hardly leave it.
         pool_last: max-pool the last map to stride 32; else it has the stride 16 of VT.
-        in_channels: channels of the image.
         base_channels: of layer 1 before its expansion; the widths of all maps follow.
         resnet: further arguments of the ResNet, such as `dict(deep_stem=True)`, or its `type`:
             `dict(type='mmpretrain.ResNet_CIFAR')` has strides 1, 2, 4, 8, for small images.
         norm_cfg: of both parts; default `dict(type='BN')`.
         drop_path_rate: of the last VT module; the rates of the blocks before it fall linearly to 0
             at the first block of the ResNet. Above 0 it needs mmpretrain's ResNet.
+        common: `in_channels`, `frozen_stages`, `norm_eval`, `with_cp`, `init_cfg` of `Backbone`.
 
-    The other arguments, and the errors, are those of `Backbone`. The settings that a state dict
-    does not show by itself, such as `scale_filters`, are saved with the weights.
+    The errors are those of `Backbone`. The settings that a state dict does not show by itself, such
+    as `scale_filters`, are saved with the weights.
 
     Raises:
         ImportError: there is no package to take the ResNet from.
@@ -118,13 +122,16 @@ class VTResNet(Backbone):
     """
 
     variants = VARIANTS
+    default_arch = 'r18'
     official_names = VT_RESNET_NAMES
 
+    @accepts_common_arguments
     def __init__(
         self,
-        depth: int = 18,
+        arch: str | Mapping[str, Any] = default_arch,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         *,
+        depth: int | None = None,
         out_type: str = 'featmap',
         tokenizer: str = 'filter',
         recurrent: bool | None = None,
@@ -144,56 +151,39 @@ class VTResNet(Backbone):
         token_norm: bool = True,
         zero_init_residual: bool = False,
         pool_last: bool = True,
-        in_channels: int = 3,
         base_channels: int = 64,
         resnet: Mapping[str, Any] | None = None,
         norm_cfg: Mapping[str, Any] | None = None,
         drop_path_rate: float = 0.,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-        **unknown: Any,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        super().__init__(
-            num_stages=NUM_CONV_STAGES + 1, out_indices=out_indices, frozen_stages=frozen_stages,
-            norm_eval=norm_eval, with_cp=with_cp, in_channels=in_channels, init_cfg=init_cfg,
-            unknown=unknown)
-        check_choice('depth', depth, tuple(VARIANTS))
-        check_drop_path_rate(drop_path_rate)
-        if num_modules is not None:
-            check_numbers('num_modules', num_modules, most=MOST_BLOCKS)
-        check_numbers('base_channels', base_channels)
-        norm_cfg = norm_cfg or dict(type='BN')
-        check_mapping('norm_cfg', norm_cfg)
-        norm_cfg = dict(norm_cfg)
-        if resnet is not None and not isinstance(resnet, Mapping):
-            raise ValueError(f'resnet={resnet!r}: give a dict of arguments of the ResNet')
-        self.depth, self.pool_last = depth, pool_last
-        num_blocks = sum(VARIANTS[depth]['depths'])
-        rates = drop_path_rates(
-            drop_path_rate, num_blocks + (num_modules or VARIANTS[depth]['num_modules']))
-        if scale_filters is None:
-            scale_filters = tokenizer == 'filter'
+        super().__init__(NUM_CONV_STAGES + 1, out_indices, **common)
+        variant = self.variant(_arch_of_depth(depth, arch))
+        variant |= {} if num_modules is None else dict(num_modules=num_modules)
+        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+        _check_settings(variant, base_channels, drop_path_rate, resnet, norm_cfg)
+        conv_rates, vt_rates = _split_drop_path_rates(drop_path_rate, variant)
         scales = dict(
-            scale_filters=scale_filters, scale_recurrent=scale_recurrent,
-            scale_transformer=scale_transformer, scale_projector=scale_projector)
+            scale_filters=tokenizer == 'filter' if scale_filters is None else scale_filters,
+            scale_recurrent=scale_recurrent, scale_transformer=scale_transformer,
+            scale_projector=scale_projector)
         if scale_logits is not None:
             scales = dict.fromkeys(scales, scale_logits)
+        self.pool_last = pool_last
         self.settings = VTSettings(
             tokenizer=tokenizer, interaction=interaction, num_tokens=num_tokens,
             # Pooling in every module is what the numbers of its row in Table 3 say.
             recurrent=tokenizer != 'pooling' if recurrent is None else recurrent,
             with_projector=with_projector, token_channels=token_channels, num_heads=num_heads,
             value_conv=value_conv, **scales, query_gain=query_gain, zero_init=zero_init_residual,
-            drop_path_rates=rates[num_blocks:], norm_cfg=norm_cfg if token_norm else None)
+            drop_path_rates=vt_rates, norm_cfg=dict(norm_cfg) if token_norm else None)
         self.out_type = self._checked_out_type(out_type)
         self.resnet = _build_resnet(
-            resnet or {}, drop_path_rates=rates[:num_blocks], depth=depth,
-            num_stages=min(self.num_stages, NUM_CONV_STAGES), in_channels=in_channels,
-            base_channels=base_channels, stem_channels=base_channels, norm_cfg=norm_cfg,
+            resnet or {}, variant, drop_path_rates=conv_rates,
+            num_stages=min(self.num_stages, NUM_CONV_STAGES), in_channels=self.in_channels,
+            base_channels=base_channels, stem_channels=base_channels, norm_cfg=dict(norm_cfg),
             zero_init_residual=zero_init_residual)
-        self._build_vt(base_channels)
+        self._build_vt(base_channels, 4 if variant['bottleneck'] else 1)
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -243,9 +233,8 @@ class VTResNet(Backbone):
             return 0, num_layers
         return sum(depths[:int(part.removeprefix('layer')) - 1]) + int(index) + 1, num_layers
 
-    def _build_vt(self, base_channels: int) -> None:
+    def _build_vt(self, base_channels: int, expansion: int) -> None:
         """The VT modules, and what they and the ResNet give out."""
-        expansion = 4 if VARIANTS[self.depth]['bottleneck'] else 1
         channels = [base_channels * 2**i * expansion for i in range(NUM_CONV_STAGES)]
         # Table of the architecture: 256 to 512 channels, or 1024 throughout.
         vt_channels = max(channels[-1], 8 * base_channels)
@@ -294,36 +283,91 @@ class VTResNet(Backbone):
         return out_type
 
 
+def _arch_of_depth(depth: int | None, arch: Any) -> Any:
+    """The arch that `depth` stands for, or `arch`, of which a bare depth is a name too."""
+    if depth is None:
+        return f'r{arch}' if str(arch).isdigit() else arch
+    check_choice('depth', depth, DEPTHS)
+    if arch not in (VTResNet.default_arch, f'r{depth}'):
+        print_log(f'VTResNet: depth={depth} takes the place of arch={arch!r}', logger='current')
+    return f'r{depth}'
+
+
+def _check_settings(
+    variant: Mapping[str, Any], base_channels: Any, drop_path_rate: Any, resnet: Any, norm_cfg: Any
+) -> None:
+    check_numbers('depths', variant['depths'], count=NUM_CONV_STAGES, most=MOST_BLOCKS)
+    check_numbers('num_modules', variant['num_modules'], most=MOST_BLOCKS)
+    check_choice('bottleneck', variant['bottleneck'], (False, True))
+    check_numbers('base_channels', base_channels)
+    check_drop_path_rate(drop_path_rate)
+    check_mapping('norm_cfg', norm_cfg)
+    if resnet is not None and not isinstance(resnet, Mapping):
+        raise ValueError(f'resnet={resnet!r}: give a dict of arguments of the ResNet')
+
+
+def _split_drop_path_rates(
+    drop_path_rate: float, variant: Mapping[str, Any]
+) -> tuple[list[float], list[float]]:
+    """Rates of the residual blocks and of the VT modules after them."""
+    blocks = sum(variant['depths'])
+    rates = drop_path_rates(drop_path_rate, blocks + variant['num_modules'])
+    return rates[:blocks], rates[blocks:]
+
+
 def _build_resnet(
     overrides: Mapping[str, Any],
+    variant: Mapping[str, Any],
     *,
     num_stages: int,
     drop_path_rates: Sequence[float],
     **settings: Any,
 ) -> nn.Module:
     """An installed ResNet without its last stage, whose layers are `ConvStage`."""
+    depth = tuple(variant['depths'])
     settings |= dict(
-        num_stages=num_stages, out_indices=tuple(range(num_stages)), strides=(1, 2, 2)[:num_stages],
-        dilations=(1, 1, 1)[:num_stages], norm_eval=False)
+        depth=depth, num_stages=num_stages, out_indices=tuple(range(num_stages)),
+        strides=(1, 2, 2)[:num_stages], dilations=(1, 1, 1)[:num_stages], norm_eval=False)
     if fixed := sorted(set(overrides) & set(settings)):
         raise ValueError(
             f'resnet={dict(overrides)}: {", ".join(fixed)} cannot be set there; these follow from '
             'the arguments of VTResNet')
     kind = overrides.get('type') or _installed_resnet(with_drop_path=any(drop_path_rates))
     print_log(f'VTResNet takes its convolutional part from {kind}', logger='current')
-    resnet = MODELS.build(settings | dict(overrides) | dict(type=kind))
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        raise ValueError(f'resnet=dict(type={kind!r}): no model of this name is registered')
+    resnet = MODELS.build(settings | dict(overrides) | dict(
+        type=_with_depth(cls, depth, bottleneck=variant['bottleneck'])))
+    # The class made for this depth is gone, so that the model can be pickled.
+    resnet.__class__ = cls
     for name in resnet.res_layers:
         setattr(resnet, name, ConvStage(*getattr(resnet, name)))
     if any(drop_path_rates):
-        blocks = [block for name in resnet.res_layers for block in getattr(resnet, name)]
-        if not all(hasattr(block, 'drop_path') for block in blocks):
-            raise ValueError(
-                f'drop_path_rate={drop_path_rates[-1]:.3g} at the end of the ResNet: the blocks of '
-                f'{kind} have no drop path. Take a ResNet of {" or ".join(WITH_DROP_PATH)}, or '
-                'drop_path_rate=0')
-        for block, rate in zip(blocks, drop_path_rates):
-            block.drop_path = DropPath(rate)
+        _set_drop_path_rates(resnet, drop_path_rates, kind)
     return resnet
+
+
+def _with_depth(cls: type, depth: tuple[int, ...], *, bottleneck: bool) -> type:
+    """The class of a ResNet, in which `depth` is a depth and stands for these residual blocks."""
+    known = getattr(cls, 'arch_settings', {})
+    block, _ = known.get(50 if bottleneck else 18, (None, None))
+    if block is None:
+        raise ValueError(
+            f'resnet=dict(type={cls.__name__!r}): it has no '
+            f'{"bottleneck" if bottleneck else "basic"} blocks, of which this arch is made')
+    return type(cls.__name__, (cls,), dict(
+        __module__=cls.__module__, arch_settings={depth: (block, (*depth, 1))}))
+
+
+def _set_drop_path_rates(resnet: nn.Module, rates: Sequence[float], kind: Any) -> None:
+    blocks = [block for name in resnet.res_layers for block in getattr(resnet, name)]
+    if not all(hasattr(block, 'drop_path') for block in blocks):
+        raise ValueError(
+            f'drop_path_rate={rates[-1]:.3g} at the end of the ResNet: the blocks of {kind} have '
+            f'no drop path. Take a ResNet of {" or ".join(WITH_DROP_PATH)}, or drop_path_rate=0')
+    for block, rate in zip(blocks, rates):
+        block.drop_path = DropPath(rate)
 
 
 def _installed_resnet(*, with_drop_path: bool) -> str:

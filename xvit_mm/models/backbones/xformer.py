@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from xvit_mm.checkpoints import XFORMER_NAMES
 from xvit_mm.registry import MODELS
@@ -27,7 +28,7 @@ from xvit_mm.registry import MODELS
 from ..layers import ATTN_MODES, MLP, CrossFeatureAttention, Stage, fold, unfold
 from ..settings import (MOST, MOST_BLOCKS, TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
                         check_numbers, drop_path_rates)
-from .base import Backbone
+from .base import Backbone, CommonArguments, accepts_common_arguments
 
 # The paper's stages 2 to 5 are the four stages here, with strides 4 to 32 as in every backbone. Its
 # stage 1 has stride 2 and is part of the stem: stem_channels are the convolution's and the stage's.
@@ -160,43 +161,36 @@ class XFormer(Backbone):
             overrides the arch's.
         init_lambda: the attention's temperature at the start.
         drop_path_rate: of the last XF block, falling linearly to 0 at the first.
-        in_channels: channels of the image.
+        common: `in_channels`, `frozen_stages`, `norm_eval`, `with_cp`, `init_cfg` of `Backbone`.
 
-    The other arguments, and the errors, are those of `Backbone`.
+    The errors are those of `Backbone`.
     """
 
     variants = VARIANTS
+    default_arch = 's'
     default_init_cfg = TRUNC_NORMAL_INIT
     official_names = XFORMER_NAMES
 
+    @accepts_common_arguments
     def __init__(
         self,
-        arch: str | Mapping[str, Any] = 's',
+        arch: str | Mapping[str, Any] = default_arch,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         *,
         attn_mode: str | None = None,
         init_lambda: float = 1.,
         drop_path_rate: float = 0.,
-        in_channels: int = 3,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-        **unknown: Any,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        differing = VARIANTS['s'] | dict(arch) if isinstance(arch, Mapping) else arch
-        settings = self.variant(differing, tuple(VARIANTS['s']))
+        settings = self.variant(arch)
         settings |= dict(init_lambda=init_lambda, drop_path_rate=drop_path_rate)
         settings |= dict(attn_mode=attn_mode) if attn_mode is not None else {}
         _check_settings(settings)
-        super().__init__(
-            num_stages=len(settings['embed_dims']), out_indices=out_indices,
-            frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
-            in_channels=in_channels, init_cfg=init_cfg, unknown=unknown)
+        super().__init__(len(settings['embed_dims']), out_indices, **common)
         self.settings = settings
         stem, channels = settings['stem_channels'], settings['embed_dims'][:self.num_stages]
         self.stem = Stage(
-            conv(in_channels, stem[0], 3, stride=STEM_STRIDE), self._mv3(*stem, stride=1))
+            conv(self.in_channels, stem[0], 3, stride=STEM_STRIDE), self._mv3(*stem, stride=1))
         self.stages = nn.ModuleList(
             self._stage(i, source) for i, source in enumerate([stem[1], *channels[:-1]]))
         self.out_channels = tuple(channels[i] for i in self.out_indices)
