@@ -97,7 +97,8 @@ def _load(file: Path, map_location: Any) -> Any:
             'to forbid any other safe way. Unset it; no code in a file is run without it either')
     sizes = None
     if start.startswith(b'PK'):
-        if torch._C.PyTorchFileReader(str(file)).has_record('constants.pkl'):
+        reader: Any = torch._C.PyTorchFileReader(str(file))
+        if reader.has_record('constants.pkl'):
             raise CheckpointError(
                 f'{file} cannot be read: it is a TorchScript program, not a checkpoint')
         with zipfile.ZipFile(file) as archive:

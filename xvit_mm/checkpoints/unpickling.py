@@ -13,7 +13,7 @@ import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,7 +58,8 @@ class Placeholder(dict):
 class Unpickler(pickle._Unpickler):
     """The unpickler of the standard library in Python, where setting state can be overridden."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[Any] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
     record_sizes: Mapping[str, int] | None = None
 
     def find_class(self, module: str, name: str) -> Any:
@@ -96,7 +97,8 @@ class Unpickler(pickle._Unpickler):
             dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
             if not 0 <= count * dtype.itemsize <= self.record_sizes.get(f'data/{key}', 0):
                 raise pickle.UnpicklingError(f'its tensor {key} has fewer values than it says')
-        super().load_binpersid()
+        load: Any = pickle._Unpickler.dispatch[pickle.BINPERSID[0]]
+        load(self)
 
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BINPERSID[0]] = load_binpersid

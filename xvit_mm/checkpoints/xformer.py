@@ -13,7 +13,7 @@ def _settings(state_dict: StateDict) -> dict[str, Any]:
     xf = _in_stages(state_dict, r'blocks\.\d+\.attn\.feature_conv\.weight')
     stages = sorted({stage for stage, _ in mv3})
     widths = {stage: len(weight) for stage, weight in mv3}
-    settings = dict(
+    settings: dict[str, Any] = dict(
         embed_dims=tuple(widths[stage] for stage in stages),
         mv3_depths=tuple(sum(s == stage for s, _ in mv3) for stage in stages),
         xf_depths=tuple(sum(s == stage for s, _ in xf) for stage in stages))

@@ -54,15 +54,17 @@ def check_numbers(
         ValueError: the value is anything else; says what is allowed.
     """
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
-    numbers = value if is_sequence else (value,)
-    kind = Integral if whole else Real
+    numbers: Sequence[Any] = value if is_sequence else (value,)
     if is_sequence == (count is not None) and len(numbers) == (count or max(len(numbers), 1)) and (
-            all(isinstance(number, kind) and not isinstance(number, bool)
-                and least <= number <= most for number in numbers)):
+            all(_is_number(number, whole) and least <= number <= most for number in numbers)):
         return
     how_many = {None: 'one', 0: 'one or more'}.get(count, count)
     what = f'{"whole " * whole}number{"s" * (count not in (None, 1))}'
     raise ValueError(f'{name}={value!r}: give {how_many} {what} from {least:g} to {most:g}')
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
 
 
 def check_mapping(name: str, value: Any) -> None:

@@ -28,7 +28,7 @@ class CommonArguments(TypedDict, total=False):
     init_cfg: dict | list[dict] | None
 
 
-def accepts_common_arguments(init: Callable[..., None]) -> Callable[..., None]:
+def accepts_common_arguments(init: Any) -> Any:
     """Write the common arguments out in the signature of a constructor that ends in `**common`.
 
     For `help`, editors, and the error for an unknown argument.
@@ -73,6 +73,7 @@ class Backbone(BaseModule):
     default_init_cfg: ClassVar[list[dict] | None] = None
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
+    init_cfg: dict | list[dict] | None
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class Backbone(BaseModule):
         """Call a block, with activation checkpointing if that is on and pays."""
         if self.with_cp and self.training:
             # A compiled graph writes BatchNorm's statistics once, and takes no context.
-            contexts = {} if is_compiling() else dict(
+            contexts: dict[str, Any] = {} if is_compiling() else dict(
                 context_fn=lambda: (nullcontext(), _statistics_kept(block)))
             return checkpoint(block, *inputs, use_reentrant=False, **contexts)
         return block(*inputs)
@@ -223,8 +224,9 @@ def _statistics_kept(block: Callable) -> Iterator[None]:
     modules = block.modules() if isinstance(block, nn.Module) else ()
     norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0., norm.num_batches_tracked.clone()
+    for norm, (_, batches) in zip(norms, states):
+        assert batches is not None
+        norm.momentum, norm.num_batches_tracked = 0., batches.clone()
     try:
         yield
     finally:

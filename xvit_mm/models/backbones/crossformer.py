@@ -113,7 +113,7 @@ class DynamicPositionBias(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, offsets: Tensor) -> Tensor:
-        return self.layers(offsets.to(self.layers[0].weight))
+        return self.layers(offsets.to(next(self.parameters())))
 
 
 def position_biases(modules: Sequence[DynamicPositionBias], offsets: Tensor) -> Tensor:
@@ -254,7 +254,8 @@ class CrossFormerStage(EvalCache):
 
     def _position_biases(self, groupings: Sequence[Grouping]) -> list[Tensor]:
         """The bias of every pair of tokens that attend to each other, [heads, pairs] per block."""
-        modules = [block.attn.position_bias for block in self.blocks]
+        blocks: list[Any] = list(self.blocks)
+        modules: list[DynamicPositionBias] = [block.attn.position_bias for block in blocks]
         # Both groupings have the same offsets, and so have all maps larger than a group.
         offsets = groupings[0].offsets
         table = self.cached(

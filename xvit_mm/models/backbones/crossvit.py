@@ -22,7 +22,7 @@ Deviations, none of which changes a published result:
     tokens: [B, 1 + N, C], the class token first
 """
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -180,13 +180,14 @@ class MultiScaleEncoder(nn.Module):
         self, tokens: Sequence[Tensor], grids: Sequence[Grid], run: Run = call
     ) -> list[Tensor]:
         """Tokens [B, 1 + N, C] of both branches on their grids to the same."""
-        tokens = list(tokens)
+        out = list(tokens)
         for branch, blocks in enumerate(self.blocks):
+            assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
-                tokens[branch] = run(block, tokens[branch])
+                out[branch] = run(block, out[branch])
         for fusion in (self.fusion, *self.more_fusions):
-            tokens = run(fusion, tokens, grids)
-        return tokens
+            out = run(fusion, out, grids)
+        return out
 
 
 @MODELS.register_module()
@@ -269,7 +270,7 @@ class CrossViT(Backbone):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        size = tuple(x.shape[2:])
+        size = (x.shape[2], x.shape[3])
         grids = branch_grids(size, self.image_branch, self.patch_sizes)
         x = self._whole_patches(x, grids)
         tokens = [embed(x, grid) for embed, grid in zip(self.embeds, grids)]
@@ -306,7 +307,8 @@ class CrossViT(Backbone):
         for i, embed in enumerate(self.embeds):
             name = f'embeds.{i}.pos_embed'
             if name in fitted:
-                fitted[name] = _fit_positions(fitted[name], embed.grid_side)
+                fitted[name] = _fit_positions(
+                    fitted[name], cast(BranchEmbedding, embed).grid_side)
         return fitted
 
     def _whole_patches(self, image: Tensor, grids: tuple[Grid, Grid]) -> Tensor:
@@ -343,8 +345,9 @@ def branch_grids(
     own, other = sides[branch], sides[1 - branch]
     # Whole numbers that are not negative, so that the grids follow the size in a traced model and
     # in one exported to ONNX; at least 1, as own <= 2 * other.
-    covering = tuple((n + patch_sizes[branch] - 1) // patch_sizes[branch] for n in size)
-    rounded = tuple((2 * n * other + own) // (2 * own) for n in covering)
+    rows, columns = ((n + patch_sizes[branch] - 1) // patch_sizes[branch] for n in size)
+    covering = (rows, columns)
+    rounded = ((2 * rows * other + own) // (2 * own), (2 * columns * other + own) // (2 * own))
     return (covering, rounded) if branch == 0 else (rounded, covering)
 
 

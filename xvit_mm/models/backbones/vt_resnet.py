@@ -123,6 +123,8 @@ class VTResNet(Backbone):
 
     variants = VARIANTS
     default_arch = 'r18'
+    resnet: Any  # mmdet's, mmpretrain's or mmseg's
+    vt: Any  # a VTStage, or an empty list
     official_names = VT_RESNET_NAMES
 
     @accepts_common_arguments
@@ -258,7 +260,7 @@ class VTResNet(Backbone):
             maps.append(x := layer(x, self._run))
         return maps
 
-    def _layers(self) -> list[nn.Module]:
+    def _layers(self) -> list[ConvStage]:
         return [getattr(self.resnet, name) for name in self.resnet.res_layers]
 
     def _pooled(self, x: Tensor) -> Tensor:
@@ -322,7 +324,7 @@ def _build_resnet(
     num_stages: int,
     drop_path_rates: Sequence[float],
     **settings: Any,
-) -> nn.Module:
+) -> Any:
     """An installed ResNet without its last stage, whose layers are `ConvStage`."""
     depth = tuple(variant['depths'])
     settings |= dict(
@@ -360,7 +362,7 @@ def _with_depth(cls: type, depth: tuple[int, ...], *, bottleneck: bool) -> type:
         __module__=cls.__module__, arch_settings={depth: (block, (*depth, 1))}))
 
 
-def _set_drop_path_rates(resnet: nn.Module, rates: Sequence[float], kind: Any) -> None:
+def _set_drop_path_rates(resnet: Any, rates: Sequence[float], kind: Any) -> None:
     blocks = [block for name in resnet.res_layers for block in getattr(resnet, name)]
     if not all(hasattr(block, 'drop_path') for block in blocks):
         raise ValueError(

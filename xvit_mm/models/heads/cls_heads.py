@@ -159,6 +159,8 @@ class CrossViTClsHead(ClsHead):
     `in_channels` are its `out_channels`.
     """
 
+    in_channels: Sequence[int]
+
     def __init__(
         self,
         num_classes: int,

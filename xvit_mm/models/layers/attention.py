@@ -25,7 +25,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     if sizes_are_symbolic() or query.shape[0] <= MAX_FUSED_BATCH:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     parts = zip(*(t.split(MAX_FUSED_BATCH) for t in (query, key, value)))
-    return torch.cat([F.scaled_dot_product_attention(*part, attn_mask=bias) for part in parts])
+    return torch.cat([F.scaled_dot_product_attention(q, k, v, bias) for q, k, v in parts])
 
 
 def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:

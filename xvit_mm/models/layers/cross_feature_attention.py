@@ -110,6 +110,7 @@ class CrossFeatureAttention(nn.Module):
         a convolution of so many short rows is 3 times slower.
         """
         conv = self.feature_conv
+        assert conv.bias is not None
         identity = torch.eye(key.shape[-1], device=key.device).to(conv.weight)  # bf16 in torch 2.1
         matrix = F.conv1d(identity.unsqueeze(1), conv.weight, padding=conv.padding).squeeze(1)
         return key @ matrix.to(key) + conv.bias.to(key)

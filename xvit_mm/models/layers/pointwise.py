@@ -29,7 +29,9 @@ class PointwiseConv(ConvModule):
         if not self.with_norm or isinstance(self.norm, nn.Identity):
             return weight, bias
         norm = self.norm
-        if not isinstance(norm, _BatchNorm) or norm.training or norm.running_var is None:
+        if not isinstance(norm, _BatchNorm) or norm.training:
+            return None
+        if norm.running_mean is None or norm.running_var is None:
             return None
         # In half precision 1 / sqrt(variance) can be far off.
         dtype = torch.promote_types(weight.dtype, torch.float32)

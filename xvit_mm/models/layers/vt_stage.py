@@ -6,14 +6,14 @@
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ..settings import check_choice, check_numbers
 from .recorded_settings import RecordsSettings
 from .stage import Run, call
-from .visual_tokens import (TOKENIZERS, GraphConvolution, PointwiseTokens, Projector,
+from .visual_tokens import (TOKENIZERS, GraphConvolution, PointwiseTokens, Projector, Tokenizer,
                             TokenTransformer)
 
 # The settings that no tensor's name or shape tells.
@@ -54,9 +54,10 @@ class VTStage(RecordsSettings, nn.ModuleList):
         self.recorded = dict(recorded)
 
     def forward(self, x: Tensor, run: Run = call) -> tuple[Tensor, Tensor]:
-        tokens = None
+        tokens: Tensor | None = None
         for module in self:
             x, tokens = run(module, x, tokens)
+        assert tokens is not None, 'a VT stage has modules'
         return x, tokens
 
     def token_attention(self, x: Tensor) -> list[Tensor]:
@@ -67,8 +68,9 @@ class VTStage(RecordsSettings, nn.ModuleList):
         """
         tokens, attentions = None, []
         for module in self:
-            if module.tokenizer is not None:
-                attention = module.tokenizer.attention(x, tokens)
+            tokenizer = cast(VTModule, module).tokenizer
+            if tokenizer is not None:
+                attention = cast(Tokenizer, tokenizer).attention(x, tokens)
                 attentions.append(attention.unflatten(2, x.shape[2:]))
             x, tokens = module(x, tokens)
         return attentions
@@ -133,7 +135,7 @@ class VTSettings:
             scale_logits=self.scale_recurrent if kind == 'recurrent' else self.scale_filters)
 
     def _transformer(self, drop_path: float) -> nn.Module:
-        common = dict(norm_cfg=self.norm_cfg, drop_path=drop_path)
+        common: dict[str, Any] = dict(norm_cfg=self.norm_cfg, drop_path=drop_path)
         if self.interaction == 'none':
             return PointwiseTokens(self.token_channels, **common)
         if self.interaction == 'graph':

@@ -14,9 +14,9 @@ groups [N]. That gives the published multiply-adds for images of 800 x 1216 and 
 layers the later ones have recurrent tokenizers [S]. Queries start at full size and the logits of
 the filters are not scaled [I]: that learned faster than the start of VT-ResNet (docs/vt.md).
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from xvit_mm.registry import MODELS
 
 from ..layers import (FilterTokenizer, PointwiseConv, Projector, RecordsSettings,
-                      RecurrentTokenizer, TokenTransformer)
+                      RecurrentTokenizer, Tokenizer, TokenTransformer)
 
 EXTRA_SOURCES = ('on_input', 'on_lateral', 'on_output')
 QUERY_GROUPS = 16
@@ -66,7 +66,7 @@ class VTPyramidLayer(nn.Module):
                       scale_logits=scale_filters if first else scale_recurrent,
                       query_gain=query_gain, norm_cfg=norm_cfg)
             for count in num_tokens)
-        common = dict(
+        common: dict[str, Any] = dict(
             num_heads=num_heads, query_gain=query_gain, zero_init=zero_init, norm_cfg=norm_cfg)
         self.transformer = TokenTransformer(
             token_channels, scale_logits=scale_transformer, **common)
@@ -78,8 +78,8 @@ class VTPyramidLayer(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], tokens: Sequence[Tensor] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        tokens = tokens or [None] * len(maps)
-        found = [level(x, t) for level, x, t in zip(self.tokenizers, maps, tokens)]
+        given: Sequence[Tensor | None] = tokens or [None] * len(maps)
+        found = [level(x, t) for level, x, t in zip(self.tokenizers, maps, given)]
         related = list(self.transformer(torch.cat(found, dim=2)).split(self.num_tokens, dim=2))
         return [level(x, t) for level, x, t in zip(self.projectors, maps, related)], related
 
@@ -87,9 +87,10 @@ class VTPyramidLayer(nn.Module):
         self, maps: Sequence[Tensor], tokens: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """The weights [B, L_i, H_i, W_i] that the tokens of each level are made with."""
-        tokens = tokens or [None] * len(maps)
+        tokenizers = cast(Iterable[Tokenizer], self.tokenizers)
+        given: Sequence[Tensor | None] = tokens or [None] * len(maps)
         return [level.attention(x, t).unflatten(2, x.shape[2:])
-                for level, x, t in zip(self.tokenizers, maps, tokens)]
+                for level, x, t in zip(tokenizers, maps, given)]
 
 
 @MODELS.register_module()
@@ -192,16 +193,16 @@ class VTFPN(RecordsSettings, BaseModule):
         maps, tokens = laterals, None
         for layer in self.layers:
             maps, tokens = layer(maps, tokens)
-        sources = dict(
-            on_input=inputs[self.levels[-1]], on_lateral=laterals[-1], on_output=maps[-1])
-        return tuple(maps + self._extra_levels(maps[-1], sources.get(self.add_extra_convs)))
+        sources = {None: None, 'on_input': inputs[self.levels[-1]], 'on_lateral': laterals[-1],
+                   'on_output': maps[-1]}
+        return tuple(maps + self._extra_levels(maps[-1], sources[self.add_extra_convs]))
 
     @torch.no_grad()
     def token_attention(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
         """Where each token looks: maps as `forward` takes them to one list for each layer, with
         weights [B, L_i, H_i, W_i] for each level in use; those of a token sum to 1."""
         maps, tokens, attentions = self._laterals(inputs), None, []
-        for layer in self.layers:
+        for layer in cast(Iterable[VTPyramidLayer], self.layers):
             attentions.append(layer.token_attention(maps, tokens))
             maps, tokens = layer(maps, tokens)
         return attentions
