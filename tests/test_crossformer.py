@@ -169,13 +169,15 @@ def test_a_padded_border_takes_two_attention_calls(monkeypatch):
     assert counts == [1, 2, 2, 1]
 
 
+@pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('kernels, stride', [((4, 8, 16, 32), 4), ((2, 4), 2)])
 @pytest.mark.parametrize('size', [(8, 12), (9, 5), (1, 1)])
-def test_embedding_equals_one_dot_product_per_position(kernels, stride, size):
+def test_embedding_equals_one_dot_product_per_position(kernels, stride, size, training):
     torch.manual_seed(0)
     module = CrossScaleEmbedding(3, 16, kernels=kernels, stride=stride).double()
     x = torch.randn(1, *size, 3, dtype=torch.float64)
-    out = module(x)
+    with torch.set_grad_enabled(training):
+        out = module(x)
     rows, cols = (-(-s // stride) for s in size)
     assert out.shape == (1, rows, cols, 16)
     margin = max(kernels)
@@ -190,6 +192,19 @@ def test_embedding_equals_one_dot_product_per_position(kernels, stride, size):
                 parts.append((conv.weight * patch).sum((1, 2, 3)) + conv.bias)
             torch.testing.assert_close(out[0, r, c], torch.cat(parts))
     assert [conv.out_channels for conv in module.projs][0] == 8
+
+
+@pytest.mark.parametrize('kernels', [(4, 8, 16, 32), (4, 18)])
+def test_embedding_has_the_gradients_of_its_convolutions(kernels):
+    torch.manual_seed(0)
+    module = CrossScaleEmbedding(3, 16, kernels=kernels, stride=4).double()
+    x = torch.randn(2, 20, 12, 3, dtype=torch.float64, requires_grad=True)
+    expected = torch.cat([conv(x.permute(0, 3, 1, 2)) for conv in module.projs], dim=1)
+    cotangent = torch.randn_like(expected)
+    leaves = [x, *module.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(module(x), leaves, cotangent.permute(0, 2, 3, 1)),
+        torch.autograd.grad(expected, leaves, cotangent), rtol=1e-9, atol=1e-9)
 
 
 def test_blocks_alternate_short_and_long_distance():

@@ -8,6 +8,10 @@ from mmengine.optim import MultiStepLR, build_optim_wrapper
 from small_models import SMALL
 from torch import nn
 
+from versions import not_in_torch_2_1
+
+from xvit_mm.engine import optimizers
+from xvit_mm.engine.optimizers import fuse_on_cpu
 from xvit_mm.registry import MODELS
 from xvit_mm.utils.config import ConfigError
 
@@ -240,3 +244,32 @@ def test_real_models_of_the_stack_are_understood():
     assert found['backbone.cls_token'] == (pytest.approx(LR * RATE**13), 0.)
     assert found['backbone.layers.11.attn.qkv.weight'] == (pytest.approx(LR * RATE), DECAY)
     assert found['head.fc.weight'] == (LR, DECAY)
+
+
+@not_in_torch_2_1('fused optimizers on a CPU')
+@pytest.mark.parametrize('settings', [
+    dict(type='AdamW', lr=LR, weight_decay=DECAY), dict(type='SGD', lr=LR, momentum=0.9)])
+def test_a_fused_step_on_a_cpu_is_the_same_step(settings, monkeypatch):
+    monkeypatch.setattr(optimizers, 'get_device', lambda: 'cpu')
+    wrapper = dict(type='OptimWrapper', optimizer=settings)
+    results, fused = [], []
+    for config in (wrapper, fuse_on_cpu(wrapper)):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 7)
+        built = build_optim_wrapper(model, config)
+        for _ in range(3):
+            built.update_params(model(torch.randn(4, 5)).square().sum())
+        results.append(model.state_dict())
+        fused.append(bool(built.optimizer.param_groups[0]['fused']))
+    assert fused == [False, True]
+    torch.testing.assert_close(*results)
+    assert 'fused' not in settings
+
+
+@pytest.mark.parametrize('device, optimizer', [
+    ('cuda', dict(type='AdamW')), ('cpu', dict(type='LBFGS')), ('cpu', dict(type='Adam', fused=False)),
+    ('cpu', dict(type='AdamW', foreach=True))])
+def test_other_optimizers_are_left_alone(device, optimizer, monkeypatch):
+    monkeypatch.setattr(optimizers, 'get_device', lambda: device)
+    assert fuse_on_cpu(dict(optimizer=optimizer)) == dict(optimizer=optimizer)
+    assert fuse_on_cpu(dict(type='OptimWrapper')) == dict(type='OptimWrapper')

@@ -26,7 +26,7 @@ class OfficialCrossFormer(CrossFormer):
         x = x.permute(0, 2, 3, 1)
         maps = []
         for i, stage in enumerate(self.stages):
-            x = stage.post_norm(stage.embed(stage.pre_norm(x)))
+            x = stage.post_norm(embed(stage.embed, stage.pre_norm(x)))
             for j, block in enumerate(stage.blocks):
                 interval = stage.interval if j % 2 else 1
                 x = x + block.drop_path(
@@ -36,6 +36,13 @@ class OfficialCrossFormer(CrossFormer):
             if i in self.out_indices:
                 maps.append(x.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)
+
+
+def embed(embedding: nn.Module, x: Tensor) -> Tensor:
+    """[B, H, W, C_in] to [B, H / stride, W / stride, C_out]."""
+    x = x.permute(0, 3, 1, 2)
+    x = F.pad(x, (0, -x.shape[3] % embedding.stride, 0, -x.shape[2] % embedding.stride))
+    return torch.cat([proj(x) for proj in embedding.projs], dim=1).permute(0, 2, 3, 1)
 
 
 def attend_in_groups(attn: nn.Module, x: Tensor, group_size: int, interval: int) -> Tensor:

@@ -11,6 +11,7 @@ from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import load_state_dict
@@ -27,6 +28,7 @@ from xvit_mm.utils.training_files import TEMPLATES, checkpoints_in
 from .data_errors import NamedErrors
 from .hooks.checkpoint import CheckpointHook
 from .loops import resumable_loop
+from .optimizers import fuse_on_cpu
 from .randomness import wrap_dataset
 from .resuming import STATE, check_training_state, newest_readable
 
@@ -185,6 +187,13 @@ class Runner(MMEngineRunner):
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Build the training loop, mmengine's two in the form that resumes bit for bit."""
         return super().build_train_loop(resumable_loop(loop) if isinstance(loop, dict) else loop)
+
+    def build_optim_wrapper(
+        self, optim_wrapper: OptimWrapper | OptimWrapperDict | dict[str, Any]
+    ) -> OptimWrapper | OptimWrapperDict:
+        """Build the optimizer and its wrapper; on a CPU with a fused step."""
+        return super().build_optim_wrapper(
+            fuse_on_cpu(optim_wrapper) if isinstance(optim_wrapper, dict) else optim_wrapper)
 
     @staticmethod
     def build_dataloader(

@@ -29,6 +29,7 @@ from xvit_mm.checkpoints import CROSSFORMER_NAMES
 from xvit_mm.registry import MODELS
 
 from ..layers import MLP, EvalCache, Grouping, Run, attend, call, group_tokens
+from ..layers.attention import attends_fused, split_heads
 from ..layers.cache import sizes_are_symbolic
 from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_drop_path_rate, check_numbers,
                         drop_path_rates)
@@ -94,7 +95,22 @@ class CrossScaleEmbedding(nn.Module):
             bottom = right = self.stride - 1
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
-        return torch.cat([proj(x).permute(0, 2, 3, 1) for proj in self.projs], dim=-1)
+        return torch.cat([_convolve(proj, x).permute(0, 2, 3, 1) for proj in self.projs], dim=-1)
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(x)` for a map that its stride divides.
+
+    For the weights of kernels that are much wider than their stride, oneDNN has no fast gradient:
+    that of the 32 x 32 kernel takes 3 times as long as over patches of stride x stride pixels
+    (channels last 100 times), whose pixels count as channels.
+    """
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    trains = torch.is_grad_enabled() and conv.weight.requires_grad and x.device.type == 'cpu'
+    if not trains or kernel < 4 * stride or kernel % stride or sizes_are_symbolic():
+        return conv(x)
+    patches = F.pixel_unshuffle(F.pad(x, conv.padding * 2), stride)
+    return F.conv2d(patches, F.pixel_unshuffle(conv.weight, stride), conv.bias)
 
 
 class DynamicPositionBias(nn.Module):
@@ -171,8 +187,7 @@ class GroupedAttention(nn.Module):
 
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """qkv [groups, N, 3 C] to [groups, N, C]."""
-        query, key, value = rearrange(
-            qkv, 'g n (three h d) -> three g h n d', three=3, h=self.num_heads)
+        query, key, value = split_heads(qkv, self.num_heads, copy=not attends_fused(bias))
         return rearrange(attend(query, key, value, bias), 'g h n d -> g n (h d)')
 
 

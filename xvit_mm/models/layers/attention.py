@@ -1,4 +1,7 @@
 """The one call to fused attention, and self-attention by it."""
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -20,7 +23,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     assert query.ndim == 4 and (bias is None or bias.ndim == 4), 'fused attention needs 4-D inputs'
     if bias is not None:
         bias = bias.to(query.dtype)
-        if bias.requires_grad and query.device.type == 'cpu':
+        if not attends_fused(bias):
             return _attend_unfused(query, key, value, bias)
     if sizes_are_symbolic() or query.shape[0] <= MAX_FUSED_BATCH:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
@@ -28,10 +31,36 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     return torch.cat([F.scaled_dot_product_attention(q, k, v, bias) for q, k, v in parts])
 
 
+def split_heads(qkv: Tensor, num_heads: int, *, copy: bool = False) -> Sequence[Tensor]:
+    """[batch, tokens, 3 C] to query, key and value, each [batch, heads, tokens, C / heads].
+
+    `copy`: contiguous, as separate products of matrices need them.
+    """
+    if copy and not sizes_are_symbolic():
+        return _SplitHeads.apply(qkv, num_heads)
+    return rearrange(qkv, 'b n (three h d) -> three b h n d', three=3, h=num_heads).unbind()
+
+
+class _SplitHeads(torch.autograd.Function):
+    """One copy forward and one backward, where autograd takes three backward."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, num_heads: int) -> Sequence[Tensor]:
+        heads = rearrange(qkv, 'b n (three h d) -> three b h n d', three=3, h=num_heads)
+        return heads.contiguous().unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return torch.stack([grad.transpose(1, 2) for grad in grads], dim=2).flatten(2), None
+
+
+def attends_fused(bias: Tensor) -> bool:
+    """Whether `attend` is fused; on a CPU fused attention has no gradient for the bias."""
+    return not bias.requires_grad or bias.device.type != 'cpu'
+
+
 def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    # Fused attention on a CPU has no gradient for the bias, and torch's own way without it takes
-    # twice as many operations. Stacking makes all three contiguous in one copy.
-    query, key, value = torch.stack([query, key, value])
+    # torch's own way takes twice as many operations.
     logits = torch.add(bias, query @ key.transpose(-2, -1), alpha=query.shape[-1]**-0.5)
     return logits.softmax(dim=-1) @ value
 
@@ -46,6 +75,5 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = rearrange(
-            self.qkv(x), 'b n (three h d) -> three b h n d', three=3, h=self.num_heads)
+        query, key, value = split_heads(self.qkv(x), self.num_heads)
         return self.proj(rearrange(attend(query, key, value), 'b h n d -> b n (h d)'))
