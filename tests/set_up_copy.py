@@ -65,7 +65,7 @@ def fake_setup(tools: SimpleNamespace, stack: Any, *answers: tuple[str, int, str
     setup = tools.install.Setup(stack, None)
     setup.commands = []
 
-    def run(command: list[str], **variables: str) -> tuple[int, str]:
+    def run(*command: str, **variables: str) -> tuple[int, str]:
         setup.commands.append((' '.join(command), variables))
         for part, status, output in answers:
             if part in ' '.join(command):

@@ -31,6 +31,12 @@ class Finding(NamedTuple):
     text: str
     remedy: str = ''
 
+    def __str__(self) -> str:
+        lines = [f'{self.level:<7} {self.subject:<17} {self.text}']
+        for number, line in enumerate(self.remedy.splitlines()):
+            lines.append(f'{"":<26}{"" if number else "repair: ":<8}{line}')
+        return '\n'.join(lines)
+
 
 # --- the environment as a whole -------------------------------------------------------------------
 
@@ -38,8 +44,8 @@ class Finding(NamedTuple):
 def judge_python(facts: Facts) -> list[Finding]:
     """The interpreter's version, and a PYTHONPATH that may hide the environment's packages."""
     version = '.'.join(map(str, facts.version))
-    found = [Finding('ok', 'Python', f'{version} at {facts.python}')]
     stack = facts.stack or stacks.STACKS['onedl']
+    found = [Finding('ok', 'Python', f'{version} at {facts.python}')]
     if version.rpartition('.')[0] not in stack.pythons:
         found = [Finding('broken', 'Python', f'{version} at {facts.python}: the {stack.name} stack '
                          'does not exist for it', f'use Python {" or ".join(stack.pythons)}')]
@@ -50,12 +56,11 @@ def judge_python(facts: Facts) -> list[Finding]:
 
 
 def judge_family(facts: Facts) -> list[Finding]:
-    """Exactly one family has to be there."""
+    """Exactly one family has to be there, best in the tested versions."""
     names, pip = stacks.families(facts.distributions), f'{facts.python} -m pip'
     if facts.family == 'both':
-        onedl, upstream = (', '.join(names[key]) for key in ('onedl', 'upstream'))
         text = ('both families of the OpenMMLab stack are installed and overwrite each other: '
-                f'OneDL ({onedl}) and upstream ({upstream})')
+                f'OneDL ({", ".join(names["onedl"])}) and upstream ({", ".join(names["upstream"])})')
         return [Finding('broken', 'family', text, remedies.separate_families(facts))]
     if facts.family == 'none':
         onedl = facts.project_stack.command if facts.project_stack else remedies.install_family(
@@ -63,38 +68,29 @@ def judge_family(facts: Facts) -> list[Finding]:
         return [Finding('broken', 'family',
                         'no OpenMMLab packages: neither of the OneDL nor of the upstream family',
                         f'{onedl}\nor, for upstream: {remedies.install_family(pip, "upstream")}')]
-    listed = ', '.join(f'{name} {facts.distributions[name]}' for name in names[facts.family])
-    return [Finding('ok', 'family', f'{stacks.STACKS[facts.family].name}: {listed}')]
-
-
-def judge_versions(facts: Facts) -> list[Finding]:
-    """Packages of the stack in another version than the tested one."""
-    stack = facts.stack
-    if stack is None:
-        return []
-    tested = stack.pins()
-    names = [*sorted(stack.packages.values()), 'torch', 'torchvision', 'numpy', 'opencv-python']
-    other = [name for name in names if name in facts.distributions
-             and facts.distributions[name].split('+')[0] != tested[name]]
-    text = ', '.join(f'{name} {facts.distributions[name]} (tested: {tested[name]})'
-                     for name in other)
-    command = '{pip} install --no-deps --no-build-isolation --no-cache-dir ' + ' '.join(
-        map(stack.pinned, other))
-    return [Finding('note', 'versions', text, remedies.fill_in(command, facts))] if other else []
+    versions = {name: version.partition('+')[0] for name, version in facts.distributions.items()}
+    listed = ', '.join(f'{name} {versions[name]}' for name in names[facts.family])
+    found = [Finding('ok', 'family', f'{stacks.STACKS[facts.family].name}: {listed}')]
+    stack, tested = facts.stack, facts.stack.pins()
+    other = [name for name in (*sorted(stack.packages.values()), 'torch', 'torchvision', 'numpy',
+                               'opencv-python') if versions.get(name, tested[name]) != tested[name]]
+    if other:
+        text = ', '.join(f'{name} {versions[name]} (tested: {tested[name]})' for name in other)
+        command = '{pip} install --no-deps --no-build-isolation --no-cache-dir ' + ' '.join(
+            map(stack.pinned, other))
+        found.append(Finding('note', 'versions', text, remedies.fill_in(command, facts)))
+    return found
 
 
 def judge_flavours(facts: Facts) -> list[Finding]:
     """torch and torchvision for the same CUDA, or both for the CPU."""
-    versions = [facts.detail(name, 'version') for name in ('torch', 'torchvision')]
-    if None in versions:
+    versions = [facts.detail(name, 'version') or '' for name in ('torch', 'torchvision')]
+    flavours = {version.partition('+')[2] for version in versions} - {''}
+    if len(flavours) < 2:
         return []
-    text = 'torch {} with torchvision {}'.format(*versions)
-    flavours = [version.partition('+')[2] for version in versions]
-    if all(flavours) and flavours[0] != flavours[1]:
-        command = '{pip} install --force-reinstall --no-deps {torchvision}'
-        return [Finding('broken', 'flavour', text + ' do not match',
-                        remedies.fill_in(command, facts))]
-    return [Finding('ok', 'flavour', text)]
+    command = '{pip} install --force-reinstall --no-deps {torchvision}'
+    return [Finding('broken', 'flavour', 'torch {} and torchvision {} do not match'.format(
+        *versions), remedies.fill_in(command, facts))]
 
 
 def judge_gpu(facts: Facts) -> list[Finding]:
@@ -102,14 +98,12 @@ def judge_gpu(facts: Facts) -> list[Finding]:
     gpu, cuda = facts.detail('torch', 'gpu'), facts.detail('torch', 'cuda')
     if facts.detail('torch', 'version') is None:
         return []
-    if gpu is None and shutil.which('nvidia-smi') is None:
-        return [Finding('ok', 'GPU', 'none: training runs on the CPU')]
-    if gpu is None and cuda is None:
-        return [Finding('note', 'GPU', 'a driver is installed, but torch is a CPU build',
-                        'reinstall torch and torchvision for CUDA as https://pytorch.org says')]
+    if gpu is None and shutil.which('nvidia-smi'):
+        return [Finding('note', 'GPU', f'a driver is installed, but torch (CUDA {cuda}) sees none',
+                        'nvidia-smi   (a lower CUDA version there: update the driver; None above: '
+                        'reinstall torch and torchvision for CUDA as https://pytorch.org says)')]
     if gpu is None:
-        return [Finding('note', 'GPU', f'torch is built for CUDA {cuda}, but sees no GPU',
-                        'nvidia-smi   (a lower CUDA version there: update the driver)')]
+        return [Finding('ok', 'GPU', 'none: training runs on the CPU')]
     found = [Finding('ok', 'GPU', f'{gpu}, torch built for CUDA {cuda}')]
     if facts.detail('mmcv.ops', 'cuda') == 'not available':
         text = 'mmcv has CPU ops only: nms, RoIAlign and others fail on the GPU'
@@ -119,8 +113,8 @@ def judge_gpu(facts: Facts) -> list[Finding]:
     return found
 
 
-def judge_compilers() -> list[Finding]:
-    """Only a build of mmcv needs them, so their absence is a note."""
+def judge_compiler() -> list[Finding]:
+    """Only a build of mmcv needs one, so its absence is a note."""
     found = stacks.compiler()
     if found is None:
         return [Finding('note', 'C++ compiler', 'none (needed only to build mmcv)',
@@ -135,22 +129,18 @@ def judge_module(module: str, facts: Facts) -> list[Finding]:
     """Whether a module imports; parts of a package that does not are passed over."""
     record = facts.modules[module]
     if 'error' not in record:
-        return [Finding('ok', module, f'{record["version"]} {record["path"]}'.strip())]
+        text = f'{record.get("version", "")} {record.get("path", "")}'.strip()
+        return [Finding('ok', module, text)]
     whole = 'mmcv._ext' if module == 'mmcv.ops' else module.split('.')[0]
     if whole != module and facts.detail(whole, 'error'):
         return []
     if module == 'mmcv._ext' and 'mmcv-lite' in facts.distributions:
-        return [judge_lite(facts)]
+        text = 'mmcv-lite is installed, which has no compiled ops: '
+        if not {'mmdet', 'mmsegmentation'} & set(facts.distributions):
+            return [Finding('note', 'mmcv-lite', text + 'backbones, necks and heads work without')]
+        return [Finding('broken', 'mmcv-lite', text + 'detectors need nms and RoIAlign',
+                        remedies.fill_in('{mmcv}', facts))]
     return [judge_error(module, record, facts)]
-
-
-def judge_lite(facts: Facts) -> Finding:
-    """mmcv-lite is enough for backbones and classifiers, not for mmdet and mmseg."""
-    text = 'mmcv-lite is installed, which has no compiled ops: '
-    if not {'mmdet', 'mmsegmentation'} & set(facts.distributions):
-        return Finding('note', 'mmcv-lite', text + 'backbones, necks and heads work without them')
-    return Finding('broken', 'mmcv-lite', text + 'detectors need nms and RoIAlign',
-                   remedies.fill_in('{mmcv}', facts))
 
 
 def judge_error(module: str, record: dict, facts: Facts) -> Finding:
@@ -160,67 +150,41 @@ def judge_error(module: str, record: dict, facts: Facts) -> Finding:
     name = missing.group(1) if missing else ''
     if name == module.split('.')[0]:
         command = remedies.install_template(module, facts)
-        return Finding('broken' if module in NEEDED else 'note', module, 'not installed',
-                       remedies.fill_in(command, facts))
+        level = 'broken' if module in NEEDED or facts.project_stack else 'note'
+        return Finding(level, module, 'not installed', remedies.fill_in(command, facts))
     cause = next(one for one, other in facts.modules.items() if other.get('error') == error)
     if cause != module:
         return Finding('broken', module, f'needs {cause}, see there')
     short = ' '.join(error.split())[:300]
     known = remedies.explain(module, error)
-    own_lines = record.get('own')
-    if module == 'xvit_mm' and own_lines and not missing and known is None:
-        text = f'this package itself fails, in {own_lines[-1]} ({short})'
-        return Finding('broken', module, text, own_package_command(facts))
+    if module == 'xvit_mm' and record.get('own') and not missing and known is None:
+        text = f'this package itself fails, in {record["own"][-1]} ({short})'
+        return Finding('broken', module, text, remedies.restore_package(facts))
     meaning, command = known or (
         'does not import', remedies.install_template(name.split('.')[0] or module, facts))
     return Finding('broken', module, f'{meaning} ({short})', remedies.fill_in(command, facts))
 
 
-def own_package_command(facts: Facts) -> str:
-    """For a damaged copy of this package, or one that meets versions it was not tested with."""
-    stack = facts.stack or stacks.STACKS['onedl']
-    names = ('torch', 'torchvision', 'numpy', stack.packages['mmengine'])
-    tested = ' '.join(map(stack.pinned, names))
-    return (f'git -C {stacks.ROOT} status --short xvit_mm   (lists changed and lost files; `git '
-            f'-C {stacks.ROOT} restore xvit_mm` brings them back)\n'
-            f'or, where nothing is changed, the tested versions: {facts.python} -m pip install '
-            f'{tested}')
+# --- command line ---------------------------------------------------------------------------------
 
 
-def examine(
-    python: str,
-    needed: Sequence[str] = NEEDED,
-    optional: Sequence[str] = OPTIONAL,
-    env: dict[str, str] | None = None,
-) -> list[Finding]:
+def examine(python: str, env: dict[str, str] | None = None) -> list[Finding]:
     """The whole report on an interpreter, in reading order.
 
     Raises:
         RuntimeError: the interpreter itself does not run.
     """
-    facts = gather(python, [*needed, *optional], env)
-    findings = judge_python(facts) + judge_family(facts) + judge_versions(facts)
+    facts = gather(python, [*NEEDED, *OPTIONAL], env)
+    findings = judge_python(facts) + judge_family(facts)
     for module in facts.modules:
         findings += judge_module(module, facts)
-    return findings + judge_flavours(facts) + judge_gpu(facts) + judge_compilers()
-
-
-# --- command line ---------------------------------------------------------------------------------
-
-
-def lines_of(finding: Finding) -> list[str]:
-    """A finding as text."""
-    lines = [f'{finding.level:<7} {finding.subject:<17} {finding.text}']
-    for number, line in enumerate(finding.remedy.splitlines()):
-        lines.append(f'{"":<26}{"repair: " if number == 0 else "":<8}{line}')
-    return lines
+    return findings + judge_flavours(facts) + judge_gpu(facts) + judge_compiler()
 
 
 def report(findings: Sequence[Finding]) -> int:
     """Print the findings; return the exit status."""
-    for finding in findings:
-        print('\n'.join(lines_of(finding)))
     broken = [finding.subject for finding in findings if finding.level == 'broken']
+    print(*findings, sep='\n')
     print('\nbroken: ' + ', '.join(broken) if broken else '\nNothing is broken.')
     return 1 if broken else 0
 

@@ -9,7 +9,7 @@ there, so an interrupted set-up continues where it stopped. A stamp, written las
 all that determines the environment; while it fits, nothing is run.
 """
 import argparse
-import os
+import fcntl
 import platform
 import shutil
 import signal
@@ -19,16 +19,15 @@ from collections.abc import Callable
 
 import doctor
 from bootstrap import install, stacks
-from bootstrap.install import Setup, SetupError, duration
+from bootstrap.install import Setup, SetupError
 from bootstrap.stacks import STACKS, Stack
 
 
 def examine(setup: Setup) -> str:
     """The doctor's report on the new environment; what it finds broken ends the set-up."""
     stack = setup.stack
-    findings = doctor.examine(str(stack.python), env=stack.variables(),
-                              needed=doctor.NEEDED + doctor.OPTIONAL)
-    setup.log.write('\n'.join(line for one in findings for line in doctor.lines_of(one)).encode())
+    findings = doctor.examine(str(stack.python), stack.variables())
+    print(*findings, sep='\n', file=setup.log)
     broken = [f'{one.subject}: {one.text}' for one in findings if one.level == 'broken']
     if broken:
         raise SetupError(f'the environment is complete, but not all of it works. '
@@ -40,37 +39,19 @@ def examine(setup: Setup) -> str:
 
 def run_steps(setup: Setup, python: str) -> None:
     """Run all steps, saying what each does and how long it took."""
-    steps: tuple[tuple[str, str, Callable[[Setup], str]], ...] = (
-        ('virtual environment', '10 s', lambda setup: install.make_venv(setup, python)),
-        ('build tools', '30 s', install.install_build_tools),
-        ('torch and torchvision (2 to 3 GB to download)', '2 to 10 min', install.install_torch),
-        ('mmcv', '30 s with a wheel, else the build', install.install_mmcv),
-        ('mmengine, mmdet, mmseg, mmpretrain, test tools', '1 to 3 min', install.install_rest),
-        ('import everything once', '30 s', examine),
+    steps: tuple[tuple[str, Callable[[Setup], str]], ...] = (
+        ('virtual environment', lambda setup: install.make_venv(setup, python)),
+        ('torch and torchvision, 2 to 3 GB to download: 2 to 10 min', install.install_torch),
+        ('mmcv: 30 s with a wheel, else the build', install.install_mmcv),
+        ('mmengine, mmdet, mmseg, mmpretrain, test tools: 1 to 3 min', install.install_rest),
+        ('import everything once: 30 s', examine),
     )
-    for number, (title, takes, action) in enumerate(steps, 1):
-        print(f'[{number}/{len(steps)}] {title}: about {takes}', flush=True)
+    for number, (title, action) in enumerate(steps, 1):
+        print(f'[{number}/{len(steps)}] {title}', flush=True)
         start = time.monotonic()
         remark = action(setup)
-        print(f'      done in {duration(time.monotonic() - start)}'
-              + (f' ({remark})' if remark else ''), flush=True)
-
-
-def set_up(setup: Setup, python: str) -> None:
-    """Run all steps and write the stamp."""
-    stamp = setup.stack.venv / 'setup.stamp'
-    stamp.unlink(missing_ok=True)
-    setup.log.truncate(0)
-    start = time.monotonic()
-    shutil.rmtree(setup.scratch, ignore_errors=True)
-    setup.scratch.mkdir()
-    try:
-        run_steps(setup, python)
-    finally:
-        shutil.rmtree(setup.scratch, ignore_errors=True)
-    stamp.with_suffix('.new').write_text(setup.stack.fingerprint())
-    os.replace(stamp.with_suffix('.new'), stamp)
-    print(f'Environment ready after {duration(time.monotonic() - start)}.\n', flush=True)
+        print(f'      done in {time.monotonic() - start:.0f} s' + f' ({remark})' * bool(remark),
+              flush=True)
 
 
 def ensure(key: str = 'onedl', *, repair: bool = False, python: str | None = None) -> Stack:
@@ -86,15 +67,36 @@ def ensure(key: str = 'onedl', *, repair: bool = False, python: str | None = Non
     python = install.find_python(stack, python)
     if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
         print(f'note: this set-up is tested on Linux x86_64, this is {platform.platform()}.')
-    with install.locked_log(stack) as log:
+    stack.venv.mkdir(exist_ok=True)
+    with open(stack.venv / 'setup.log', 'a') as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f'Another set-up is at work in {stack.folder}: waiting for it to end.',
+                  flush=True)
+            fcntl.flock(log, fcntl.LOCK_EX)
         if repair or not stack.is_ready():
             print(f'Setting up {stack.folder} for the {stack.name} stack (log: {stack.folder}/'
                   'setup.log). The first time takes 5 to 20 min, mostly downloads.', flush=True)
-            set_up(Setup(stack, log), python)
+            log.truncate(0)
+            _set_up(Setup(stack, log), python)
+            print('Environment ready.\n', flush=True)
     return stack
 
 
-def interrupt(number: int, frame: object) -> None:
+def _set_up(setup: Setup, python: str) -> None:
+    stamp = setup.stack.venv / 'setup.stamp'
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(setup.scratch, ignore_errors=True)
+    setup.scratch.mkdir()
+    try:
+        run_steps(setup, python)
+    finally:
+        shutil.rmtree(setup.scratch, ignore_errors=True)
+    stamp.write_text(setup.stack.fingerprint())
+
+
+def _interrupt(number: int, frame: object) -> None:
     """A kill ends the set-up as Ctrl-C does."""
     raise KeyboardInterrupt
 
@@ -103,12 +105,12 @@ def guarded(action: Callable[[], int]) -> int:
     """Run a command; errors become one paragraph and a non-zero exit status."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, interrupt)
+            signal.signal(number, _interrupt)
     try:
         return action()
     except SetupError as error:
         message, *tail = error.args
-        print('\n'.join(f'\nEnd of the output:\n{text}' for text in tail), file=sys.stderr)
+        print(*(f'\nEnd of the output:\n{text}' for text in tail), file=sys.stderr)
         print(f'\nerror: {message}', file=sys.stderr)
         return 1
     except OSError as error:
@@ -120,17 +122,18 @@ def guarded(action: Callable[[], int]) -> int:
         return 130
 
 
-def add_stack(parser: argparse.ArgumentParser) -> None:
-    """The option that chooses an environment."""
-    parser.add_argument('--stack', choices=sorted(STACKS), default='onedl',
+def parser_of(program_doc: str, **options: object) -> argparse.ArgumentParser:
+    """A parser with the option that chooses an environment."""
+    parser = argparse.ArgumentParser(
+        description=program_doc, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    parser.add_argument('--stack', choices=STACKS, default='onedl',
                         help='family of OpenMMLab packages (default: %(default)s)')
+    return parser
 
 
 def main() -> int:
     """Read the arguments and set up."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_stack(parser)
+    parser = parser_of(__doc__)
     parser.add_argument('--repair', action='store_true', help='go through all steps')
     parser.add_argument('--python', help='interpreter to make a new environment with')
     args = parser.parse_args()

@@ -6,15 +6,13 @@ The first time takes 5 to 20 minutes for the set-up and up to 10 for the demo (2
 interrupted: the same command continues from the last checkpoint. To start the demo afresh:
 rm -rf work_dirs/demo
 """
-import argparse
-import json
+import re
 import shlex
 import subprocess
 import sys
-import time
 
 import environment
-from bootstrap.install import SetupError, duration
+from bootstrap.install import SetupError
 from bootstrap.stacks import ROOT, Stack
 
 WORK_DIR = 'work_dirs/demo'
@@ -22,59 +20,40 @@ MAKE_DATA = ['tools/make_demo_data.py']
 TRAIN = ['tools/train.py', 'configs/retinanet_crossformer_demo.py', '--work-dir', WORK_DIR]
 
 
-def run(title: str, takes: str, arguments: list[str], stack: Stack) -> None:
+def run(title: str, arguments: list[str], stack: Stack) -> None:
     """Run one program of the demo; its output goes to the terminal.
 
     Raises:
         SetupError: it failed.
     """
     text = f'{stack.folder}/bin/python {shlex.join(arguments)}'
-    print(f'{title}: about {takes}\n$ {text}', flush=True)
-    start = time.monotonic()
-    with subprocess.Popen([str(stack.python), *arguments], cwd=ROOT,
-                          env=stack.variables()) as child:
-        try:
-            status = child.wait()
-        except BaseException:
-            child.terminate()
-            raise
+    print(f'\n{title}\n$ {text}', flush=True)
+    status = subprocess.run([str(stack.python), *arguments], cwd=ROOT,
+                            env=stack.variables()).returncode
     if status:
         raise SetupError(f'`{text}` ended with status {status}; its own message is above. '
                          '`python3 tools/doctor.py` examines the environment.')
-    print(f'done in {duration(time.monotonic() - start)}\n', flush=True)
 
 
-def last_ap() -> float | None:
-    """Box AP of the last evaluation, from the training's own log."""
+def last_ap() -> list[str]:
+    """Box AP of the last evaluation in the training's logs, nothing before the first."""
     logs = sorted((ROOT / WORK_DIR).glob('*/vis_data/scalars.json'))
-    lines = [line for log in logs for line in log.read_text().splitlines() if 'bbox_mAP"' in line]
-    values = [value for name, value in json.loads(lines[-1]).items()
-              if name.endswith('bbox_mAP')] if lines else []
-    return values[-1] if values else None
-
-
-def show_results() -> None:
-    """Where the results are, and the AP that was reached."""
-    ap = last_ap()
-    if ap is not None:
-        print(f'box AP (.50:.95) on unseen images: {ap:.3f}')
-    for title, name, content in (('pictures', 'pictures', 'prediction beside ground truth'),
-                                 ('curves', 'curves.png', 'loss and AP')):
-        missing = '' if (ROOT / WORK_DIR / name).exists() else ', missing'
-        print(f'{title}: {WORK_DIR}/{name}{missing} ({content})')
+    return re.findall(r'bbox_mAP": ([\d.]+)', ''.join(log.read_text() for log in logs))[-1:]
 
 
 def main() -> int:
     """Set up, run the demo, say where the results are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    environment.add_stack(parser)
-    stack = environment.ensure(parser.parse_args().stack)
-    begun = any((ROOT / WORK_DIR).glob('epoch_*.pth'))
-    run('make the demo images', 'some seconds', MAKE_DATA, stack)
-    run('train RetinaNet with a small CrossFormer', '8 min on 2 cores',
-        TRAIN + ['--resume'] * begun, stack)
-    show_results()
+    stack = environment.ensure(environment.parser_of(__doc__).parse_args().stack)
+    work_dir = ROOT / WORK_DIR
+    run('make the demo images: some seconds', MAKE_DATA, stack)
+    run('train RetinaNet with a small CrossFormer: 7 to 10 min on 2 cores',
+        TRAIN + ['--resume'] * any(work_dir.glob('epoch_*.pth')), stack)
+    for ap in last_ap():
+        print(f'\nbox AP (.50:.95) on unseen images: {float(ap):.3f}')
+    for name, content in (('pictures', 'predictions beside ground truth'),
+                          ('curves.png', 'loss and AP')):
+        missing = '' if (work_dir / name).exists() else ', missing'
+        print(f'{WORK_DIR}/{name}: {content}{missing}')
     return 0
 
 

@@ -5,66 +5,44 @@
     python3 tools/selftest.py --all                  also what takes minutes each
     python3 tools/selftest.py --stack upstream       with upstream's packages, in .venv-upstream
     python3 tools/selftest.py -k crossformer -x      options of pytest, files, folders, tests
-    python3 tools/selftest.py -- --lf                after `--`: any other options of pytest
 
 Runs in two processes; `-n 0` is one, which a debugger needs, and `-n 8` eight, with 3 GB each.
 Takes 5 to 20 minutes more the first time, for the set-up.
 """
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
 import environment
-from bootstrap import stacks
+from bootstrap.stacks import ROOT
 
 
 def read_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Key of the stack and the arguments for pytest; a mistake ends the program."""
-    argv, separator, rest = _split(argv)
-    parser = argparse.ArgumentParser(
-        usage='selftest.py [options] [tests ...] [-- options of pytest]', description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    environment.add_stack(parser)
+    """Key of the stack, and the arguments for pytest; a mistake ends the program."""
+    parser = environment.parser_of(
+        __doc__, usage='selftest.py [--stack STACK] [--quick | --all] [options of pytest]',
+        allow_abbrev=False)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument('--quick', action='store_const', dest='m', const='not slow and not training',
+    which.add_argument('--quick', action='store_const', dest='mark',
+                       const=['-m', 'not slow and not training'],
                        help='without what trains, exports or starts programs')
-    which.add_argument('--all', action='store_const', dest='m', const='',
+    which.add_argument('--all', action='store_const', dest='mark', const=['-m', ''],
                        help='slow tests too')
-    which.add_argument('-m', help='tests with these markers')
-    parser.add_argument('-k', help='tests whose name matches')
-    parser.add_argument('-n', default='2', help='processes (default: %(default)s)')
-    for option in ('maxfail', 'durations', 'tb'):
-        parser.add_argument(f'--{option}', help='as for pytest')
-    for option in 'xqvs':
-        parser.add_argument(f'-{option}', action='count', default=0, help='as for pytest')
-    parser.add_argument('tests', nargs='*', help='files, folders or single tests')
-    args = parser.parse_args(argv)
-    for test in args.tests:
-        if not os.path.exists(stacks.ROOT / test.split('::')[0]):
-            parser.error(f'there is no {test.split("::")[0]} (from {stacks.ROOT})')
-    given = ['-n', args.n, '--dist', 'worksteal']
-    for name in ('m', 'k', 'maxfail', 'durations', 'tb'):
-        if getattr(args, name) is not None:
-            given += ['-' * min(2, len(name)) + name, getattr(args, name)]
-    given += [f'-{option * getattr(args, option)}' for option in 'xqvs' if getattr(args, option)]
-    return args.stack, [*given, *rest, *(args.tests or ['tests'])]
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], bool, list[str]]:
-    at = argv.index('--') if '--' in argv else len(argv)
-    return list(argv[:at]), at < len(argv), list(argv[at + 1:])
+    args, rest = parser.parse_known_args([argument for argument in argv if argument != '--'])
+    for path in (argument.partition('::')[0] for argument in rest):
+        if path.endswith('.py') and not (ROOT / path).exists():
+            parser.error(f'there is no {path} (from {ROOT})')
+    return args.stack, ['-n', '2', '--dist', 'worksteal', *(args.mark or ()), *rest]
 
 
 def main() -> int:
     """Set up, then become pytest."""
     key, arguments = read_arguments(sys.argv[1:])
-    os.chdir(stacks.ROOT)
+    os.chdir(ROOT)
     stack = environment.ensure(key)
     command = [str(stack.python), '-m', 'pytest', *arguments]
     print(f'Running: {" ".join(command)}\n', flush=True)
     os.execve(command[0], command, stack.variables())
-    return 1
 
 
 if __name__ == '__main__':

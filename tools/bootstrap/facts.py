@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 from bootstrap import stacks
 
-MARK = '@probe '
-
 
 class Facts(NamedTuple):
     """What the probe of one interpreter gave; `modules` holds the record of each import."""
@@ -49,22 +47,19 @@ def gather(python: str, names: Sequence[str], env: dict[str, str] | None = None)
         RuntimeError: the interpreter itself does not run.
     """
     modules: dict[str, dict[str, Any]] = {}
-    pending = list(names)
     while True:
-        records, ending = _run_probe(python, pending, env)
-        if not records:
-            raise RuntimeError(f'{python} does not run: {ending}')
-        modules.update({record['name']: record for record in records[1:]})
-        rest = pending[len(records) - 1:]
-        if not rest:
+        pending = [name for name in names if name not in modules]
+        (head, *records), ending = _probe(python, pending, env)
+        modules.update({record['name']: record for record in records})
+        if len(records) == len(pending):
             distributions = {stacks.normal(name): version
-                             for name, version in records[0]['distributions'].items()}
-            return Facts(python, tuple(records[0]['python']), distributions, modules)
-        modules[rest[0]] = {'name': rest[0], 'error': 'Python crashed: ' + ending}
-        pending = rest[1:]
+                             for name, version in head['distributions'].items()}
+            return Facts(python, tuple(head['python']), distributions, modules)
+        culprit = pending[len(records)]
+        modules[culprit] = {'name': culprit, 'error': 'Python crashed: ' + ending}
 
 
-def _run_probe(
+def _probe(
     python: str, names: Sequence[str], env: dict[str, str] | None
 ) -> tuple[list[dict[str, Any]], str]:
     """Records that the child printed, and how it ended."""
@@ -72,7 +67,10 @@ def _run_probe(
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [], str(error)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+        raise RuntimeError(f'{python} does not run: {error}') from None
     ending = f'exit status {done.returncode} {done.stderr.strip()[-300:]}'
-    return [json.loads(line[len(MARK):]) for line in lines], ending
+    records = [json.loads(line.removeprefix('@probe ')) for line in done.stdout.splitlines()
+               if line.startswith('@probe ')]
+    if not records:
+        raise RuntimeError(f'{python} does not run: {ending}')
+    return records, ending

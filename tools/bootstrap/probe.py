@@ -10,50 +10,41 @@ import os
 import sys
 import traceback
 
-MARK = '@probe '
 
-
-def _extra_facts(name, module):
-    """Facts that only the imported module knows."""
-    if name == 'torch':
-        gpu = module.cuda.get_device_name(0) if module.cuda.is_available() else None
-        return {'cuda': module.version.cuda, 'gpu': gpu}
-    if name == 'mmcv.ops':
-        return {'cuda': module.get_compiling_cuda_version()}
-    return {}
-
-
-def _call(name):
-    """Import a module, or call the function that `name` ends with on an array."""
+def _facts(name):
+    """Import a module, or call the function that `name` ends with, and describe it."""
     if name == 'torch.from_numpy':
         import numpy
         import torch
         torch.from_numpy(numpy.zeros(1))
-        return numpy
-    return importlib.import_module(name)
+        return {}
+    module = importlib.import_module(name)
+    facts = {'version': str(getattr(module, '__version__', '')),
+             'path': getattr(module, '__file__', None) or ''}
+    if name == 'torch':
+        facts['cuda'] = module.version.cuda
+        facts['gpu'] = module.cuda.get_device_name(0) if module.cuda.is_available() else None
+    if name == 'mmcv.ops':
+        facts['cuda'] = module.get_compiling_cuda_version()
+    return facts
 
 
-def _folder(name):
-    """Where a package lies, also one that does not import."""
+def _lines_of(name, error):
+    """The lines of a package through which an error came."""
     try:
-        return os.path.dirname(importlib.util.find_spec(name.split('.')[0]).origin)
+        folder = os.path.dirname(importlib.util.find_spec(name.split('.')[0]).origin)
     except (AttributeError, TypeError, ValueError):
-        return ''
+        return []
+    return ['{}:{}'.format(frame[0], frame[1])
+            for frame in traceback.extract_tb(error.__traceback__) if frame[0].startswith(folder)]
 
 
 def _probe(name):
-    """What one import gave; whatever a broken package raises becomes text."""
     try:
-        module = _call(name)
-        record = {'name': name, 'version': str(getattr(module, '__version__', '')),
-                  'path': getattr(module, '__file__', None) or ''}
-        record.update(_extra_facts(name, module))
-        return record
-    except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(sys.exc_info()[2])
-        where = ['{}:{}'.format(frame[0], frame[1]) for frame in frames]
-        return {'name': name, 'error': '{}: {}'.format(type(error).__name__, error),
-                'own': [place for place in where if place.startswith(_folder(name) or '?')]}
+        return _facts(name)
+    except (Exception, SystemExit) as error:  # whatever a broken package raises
+        return {'error': '{}: {}'.format(type(error).__name__, error),
+                'own': _lines_of(name, error)}
 
 
 def main(names):
@@ -62,9 +53,9 @@ def main(names):
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
     head = {'python': list(sys.version_info[:3]),
             'distributions': {one.metadata['Name'] or '': one.version for one in distributions()}}
-    print('\n' + MARK + json.dumps(head), flush=True)
+    print('\n@probe ' + json.dumps(head), flush=True)
     for name in names:
-        print('\n' + MARK + json.dumps(_probe(name)), flush=True)
+        print('\n@probe ' + json.dumps(dict(_probe(name), name=name)), flush=True)
 
 
 if __name__ == '__main__':

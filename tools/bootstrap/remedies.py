@@ -140,3 +140,12 @@ def separate_families(facts: Facts) -> str:
     return (f'{pip} uninstall -y {" ".join(names["upstream"] + names["onedl"])}\n'
             f'then, to keep OneDL: {install_family(pip, "onedl")}\n'
             f'or, to keep upstream: {install_family(pip, "upstream")}')
+
+
+def restore_package(facts: Facts) -> str:
+    """For a damaged copy of this package, or one that meets versions it was not tested with."""
+    stack, git = facts.stack or stacks.STACKS['onedl'], f'git -C {stacks.ROOT}'
+    tested = map(stack.pinned, ('torch', 'torchvision', 'numpy', stack.packages['mmengine']))
+    return (f'{git} status --short xvit_mm   (lists changed and lost files; `{git} restore '
+            f'xvit_mm` brings them back)\nor, where nothing is changed, the tested versions: '
+            f'{facts.python} -m pip install {" ".join(tested)}')

@@ -1,4 +1,4 @@
-"""The two families of OpenMMLab distributions, and the project's environment for each."""
+"""The families of OpenMMLab distributions, and the project's environment for each stack."""
 import hashlib
 import os
 import re
@@ -8,30 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BUILD_TOOLS = ('pip', 'setuptools', 'wheel', 'packaging', 'ninja', 'psutil')
-
 # Variables that would mix other packages, or another target folder, into the environment.
 FOREIGN_VARIABLES = ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_PREFIX', 'PIP_ROOT')
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One family, and where its environment lies.
+    """Tested versions of one family, and the environment that holds them.
 
     Attributes:
+        name: as people write it; in lower case what `--stack` and the extras of setup.py say.
         packages: import name -> distribution name.
         pythons: supported versions; the first one found makes the environment.
+        folder: of the environment.
     """
 
     name: str
     packages: dict[str, str]
     pythons: tuple[str, ...]
     folder: str
-    any_python: bool
 
     @property
     def key(self) -> str:
-        """As `--stack` and the extras of setup.py spell it."""
         return self.name.lower()
 
     @property
@@ -40,8 +38,9 @@ class Stack:
         return self.key.partition('-')[0]
 
     @property
-    def extras(self) -> str:
-        return f'.[{self.key},dev]'
+    def command(self) -> str:
+        """Set the environment up, or continue an interrupted set-up."""
+        return 'python3 tools/environment.py' + f' --stack {self.key}' * (self.key != 'onedl')
 
     @property
     def venv(self) -> Path:
@@ -59,12 +58,6 @@ class Stack:
     def mmcv(self) -> str:
         return self.packages['mmcv']
 
-    @property
-    def command(self) -> str:
-        """Set the environment up, repair it, or leave it as it is."""
-        return 'python3 tools/environment.py' + (
-            '' if self.key == 'onedl' else f' --stack {self.key}')
-
     def pins(self) -> dict[str, str]:
         """Distribution -> tested version, of the lines that hold for every Python."""
         found = re.findall(r'^([\w.-]+)==([\w.]+) *$', self.constraints.read_text(), re.MULTILINE)
@@ -77,37 +70,34 @@ class Stack:
     def venv_version(self) -> str:
         """Python version of the environment, '' without one."""
         config = self.venv / 'pyvenv.cfg'
-        found = config.is_file() and re.search(
-            r'^version\w* *= *(\d+\.\d+\.\d+)', config.read_text(), re.MULTILINE)
+        text = config.read_text() if config.is_file() else ''
+        found = re.search(r'^version\w* *= *(\d+\.\d+)', text, re.MULTILINE)
         return found.group(1) if found else ''
 
     def site_packages(self) -> Path:
         """Package folder of the environment; it need not exist."""
-        minor = '.'.join(self.venv_version().split('.')[:2])
-        return self.venv / 'lib' / f'python{minor}' / 'site-packages'
+        return self.venv / 'lib' / f'python{self.venv_version()}' / 'site-packages'
 
     def installed(self) -> dict[str, str]:
-        """Distribution -> version in the environment, from folder names: this has to be instant."""
+        """Distribution -> version without flavour, from folder names: this has to be instant."""
         folders = (info.stem.rpartition('-') for info in self.site_packages().glob('*.dist-info'))
-        return {normal(name): version for name, _, version in folders}
-
-    def has_pinned(self, name: str) -> bool:
-        """Whether a distribution is there in its tested version, of whatever flavour."""
-        return self.installed().get(normal(name), '').split('+')[0] == self.pins()[name]
+        return {normal(name): version.partition('+')[0] for name, _, version in folders}
 
     def fingerprint(self) -> str:
         """Hash of all that determines the environment, its place included."""
-        parts = (self.constraints.read_text(), (ROOT / 'setup.py').read_text(), str(ROOT),
-                 self.extras, self.venv_version())
-        return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+        files = (self.constraints.read_text(), (ROOT / 'setup.py').read_text())
+        return hashlib.sha256('\n'.join([*files, str(ROOT), self.venv_version()]).encode()
+                              ).hexdigest()
 
     def is_ready(self) -> bool:
         """Whether the environment is complete and holds this family alone, in tested versions."""
         stamp = self.venv / 'setup.stamp'
-        return (self.python.exists() and stamp.is_file()
-                and stamp.read_text() == self.fingerprint()
-                and all(map(self.has_pinned, [*self.packages.values(), 'torch', 'torchvision']))
-                and list(families(self.installed())) == [self.family])
+        if not self.python.exists() or not stamp.is_file():
+            return False
+        installed, pins = self.installed(), self.pins()
+        return (stamp.read_text() == self.fingerprint() and [*families(installed)] == [self.family]
+                and all(installed.get(name) == pins[name]
+                        for name in [*self.packages.values(), 'torch', 'torchvision']))
 
     def variables(self) -> dict[str, str]:
         """The caller's variables, as after activating the environment.
@@ -117,8 +107,8 @@ class Stack:
         env = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
         env.update(PATH=f'{self.python.parent}{os.pathsep}{env.get("PATH", os.defpath)}',
                    VIRTUAL_ENV=str(self.venv), PIP_USER='0', PYTHONNOUSERSITE='1')
-        built_for = self.venv / 'mmcv-built-for'
-        if built_for.is_file() and built_for.read_text().split()[1:] == ['cpu']:
+        ops = self.venv / 'mmcv-ops'
+        if ops.is_file() and ops.read_text() == 'cpu':
             env.setdefault('CUDA_VISIBLE_DEVICES', '')
         return env
 
@@ -137,13 +127,11 @@ STACKS = {stack.key: stack for stack in (
         'mmdet': 'onedl-mmdetection',
         'mmseg': 'onedl-mmsegmentation',
         'mmpretrain': 'onedl-mmpretrain',
-    }, pythons=('3.11', '3.12', '3.10'), folder='.venv', any_python=True),
+    }, ('3.11', '3.12', '3.10'), '.venv'),
     # Wheels of mmcv 2.1.0 and torch 2.1 are easiest to find for 3.10; torch 2.1 ends at 3.11.
-    Stack('upstream', UPSTREAM, pythons=('3.10', '3.11'), folder='.venv-upstream',
-          any_python=False),
+    Stack('upstream', UPSTREAM, ('3.10', '3.11'), '.venv-upstream'),
     # An opt-in: mmcv 2.2.0, which mmdet and mmseg refuse unedited, on a recent torch.
-    Stack('upstream-newest', UPSTREAM, pythons=('3.11',), folder='.venv-upstream-newest',
-          any_python=False),
+    Stack('upstream-newest', UPSTREAM, ('3.11',), '.venv-upstream-newest'),
 )}
 UPSTREAM_ONLY = {'mmcv-full', 'mmcv-lite', 'mmengine-lite'}
 
@@ -156,16 +144,14 @@ def normal(name: str) -> str:
 def families(distributions: Iterable[str]) -> dict[str, list[str]]:
     """Key of a family -> its distributions among the given names; those without any left out."""
     names = set(map(normal, distributions))
-    found = {key: sorted(names & set(stack.packages.values())) for key, stack in STACKS.items()
-             if key == stack.family}
-    found['upstream'] = sorted({*found['upstream'], *(names & UPSTREAM_ONLY)})
-    return {key: members for key, members in found.items() if members}
+    found = {'onedl': names & {*STACKS['onedl'].packages.values()},
+             'upstream': names & {*UPSTREAM.values(), *UPSTREAM_ONLY}}
+    return {key: sorted(members) for key, members in found.items() if members}
 
 
 def compiler() -> str | None:
     """Path of the C++ compiler that a build would use."""
-    names = (os.environ.get('CXX', '').split(' ')[0], 'c++', 'g++', 'clang++')
-    return next(filter(None, map(shutil.which, filter(None, names))), None)
+    return shutil.which((os.environ.get('CXX') or 'c++').split(' ')[0])
 
 
 def nvcc() -> str | None:
