@@ -114,6 +114,8 @@ def test_packages_that_fail_for_the_same_reason_point_to_the_first(
     ('torch', CUDART, 'torch does not fit', 'pip uninstall -y torch torchvision && '),
     ('mmdet', "ModuleNotFoundError: No module named 'pkg_resources'", 'setuptools 82',
      'setuptools>=80,<82'),
+    ('mmengine__is_installed', "ModuleNotFoundError: No module named 'pkg_resources'",
+     'setuptools 82', 'setuptools>=80,<82'),
     ('mmdet', "ModuleNotFoundError: No module named 'shapely'", 'does not import',
      'pip install shapely'),
 ])
@@ -131,7 +133,8 @@ def test_the_upstream_family_gets_upstream_commands(tools: SimpleNamespace) -> N
     report = findings(tools, environment, mmcv__ext=SYMBOL,
                       torch__from_numpy='RuntimeError: Numpy is not available')
     assert '--no-binary mmcv "mmcv>=2.1.0,<2.2.0"' in report['mmcv._ext'].remedy
-    assert report['torch.from_numpy'].remedy.endswith('install "numpy<2"')
+    # The newer opencv that came with numpy 2 would ask for it again.
+    assert report['torch.from_numpy'].remedy.endswith('install "numpy<2" "opencv-python<4.12"')
 
 
 def test_mmcv_2_2_is_kept_with_the_packages_that_take_it(tools: SimpleNamespace) -> None:
@@ -158,6 +161,14 @@ def test_mmcv_lite_is_enough_where_nothing_needs_its_ops(
     assert report['mmcv-lite'].level == ('broken' if detectors else 'note')
     assert broken(report) == ['mmcv-lite'] * detectors
     assert ('uninstall -y mmcv-lite && ' in report['mmcv-lite'].remedy) == detectors
+
+
+def test_mmcv_lite_beside_mmcv_is_noted_while_the_ops_load(tools: SimpleNamespace) -> None:
+    environment = healthy(tools, 'upstream')
+    environment['distributions']['mmcv-lite'] = '2.1.0'
+    finding = findings(tools, environment)['mmcv-lite']
+    assert finding.level == 'note' and 'uninstall -y mmcv-lite && ' in finding.remedy
+    assert broken(findings(tools, environment, mmcv__ext=SYMBOL)) == ['mmcv-lite']
 
 
 def test_in_the_project_environment_one_command_repairs(tools: SimpleNamespace) -> None:
@@ -284,7 +295,7 @@ def test_numpy_2_beside_a_torch_built_for_numpy_1_is_found(tmp_path: Path) -> No
         pytest.skip('this torch takes numpy 2')
     report = examine(make_environment(tmp_path / 'env', install=['numpy==2.2.6']))
     level, text = report['torch.from_numpy']
-    assert level == 'broken' and 'pip install "numpy<2"' in text
+    assert level == 'broken' and 'pip install "numpy<2" "opencv' in text
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from bootstrap import remedies, stacks
 from bootstrap.facts import Facts, gather
 
-NEEDED = ('torch', 'torch.from_numpy', 'einops', 'cv2', 'mmengine', 'mmcv', 'mmcv._ext', 'mmcv.ops',
-          'xvit_mm')
+NEEDED = ('torch', 'torch.from_numpy', 'einops', 'cv2', 'mmengine', 'mmengine.is_installed', 'mmcv',
+          'mmcv._ext', 'mmcv.ops', 'xvit_mm')
 OPTIONAL = ('torchvision', 'mmdet', 'mmseg', 'mmpretrain', 'faster_coco_eval')
 
 
@@ -128,6 +128,8 @@ def judge_compiler() -> list[Finding]:
 def judge_module(module: str, facts: Facts) -> list[Finding]:
     """Whether a module imports; parts of a package that does not are passed over."""
     record = facts.modules[module]
+    if module == 'mmcv._ext' and {'mmcv', 'mmcv-lite'} <= set(facts.distributions):
+        return [judge_mixture(facts)]
     if 'error' not in record:
         text = f'{record.get("version", "")} {record.get("path", "")}'.strip()
         return [Finding('ok', module, text)]
@@ -141,6 +143,13 @@ def judge_module(module: str, facts: Facts) -> list[Finding]:
         return [Finding('broken', 'mmcv-lite', text + 'detectors need nms and RoIAlign',
                         remedies.fill_in('{mmcv}', facts))]
     return [judge_error(module, record, facts)]
+
+
+def judge_mixture(facts: Facts) -> Finding:
+    """mmcv and mmcv-lite in one environment."""
+    return Finding('broken' if facts.detail('mmcv._ext', 'error') else 'note', 'mmcv-lite',
+                   'installed beside mmcv, whose files it shares: to remove one damages the other',
+                   remedies.fill_in('{mmcv}', facts))
 
 
 def judge_error(module: str, record: dict, facts: Facts) -> Finding:

@@ -18,6 +18,10 @@ def _facts(name):
         import torch
         torch.from_numpy(numpy.zeros(1))
         return {}
+    if name == 'mmengine.is_installed':  # the first of what `mmdet::` in a config calls
+        from mmengine.utils import is_installed
+        is_installed('mmengine')
+        return {}
     module = importlib.import_module(name)
     facts = {'version': str(getattr(module, '__version__', '')),
              'path': getattr(module, '__file__', None) or ''}

@@ -27,7 +27,8 @@ FAILURES = {
     r"No module named 'pkg_resources'": (
         'setuptools 82 and later have no pkg_resources', '{pip} install "setuptools>=80,<82"'),
     r'Numpy is not available': (
-        'this torch was built for numpy 1 and cannot use numpy 2', '{pip} install {numpy}'),
+        'this torch was built for numpy 1 and cannot use numpy 2',
+        '{pip} install {numpy} {cv2}'),
     r'^cv2: .*(_ARRAY_API|multiarray|NumPy 1|numpy\.core)': (
         'opencv was built for another numpy', '{pip} install {numpy} {cv2}'),
     r'_ARRAY_API not found|multiarray failed to import|compiled using NumPy 1': (
@@ -99,8 +100,10 @@ def _numpy(facts: Facts) -> str:
 
 
 def _opencv(facts: Facts) -> str:
-    """From 4.12 on opencv-python asks for numpy 2."""
-    return 'opencv-python<4.12' if '<2"' in _numpy(facts) else 'opencv-python>=4.12,<4.13'
+    """From 4.12 on opencv asks for numpy 2."""
+    headless = 'opencv-python-headless'
+    name = headless if headless in facts.distributions else 'opencv-python'
+    return name + ('<4.12' if '<2"' in _numpy(facts) else '>=4.12,<4.13')
 
 
 def install_template(module: str, facts: Facts) -> str:
