@@ -109,6 +109,8 @@ def test_packages_that_fail_for_the_same_reason_point_to_the_first(
     ('mmcv__ext', "ModuleNotFoundError: No module named 'mmcv._ext'", 'without its compiled ops',
      '--no-cache-dir --no-binary onedl-mmcv'),
     ('torchvision', NMS, 'another torch', 'torchvision==0.27.*'),
+    ('torchvision', "RuntimeError: Couldn't load custom C++ ops.", 'another torch',
+     'torchvision==0.27.*'),
     ('torchvision', SYMBOL, 'torchvision belongs to another torch', 'torchvision==0.27.*'),
     ('torch', SYMBOL, 'torch does not fit', 'pip install "torch==2.12.1" "torchvision==0.27.*"'),
     ('torch', CUDART, 'torch does not fit', 'pip uninstall -y torch torchvision && '),

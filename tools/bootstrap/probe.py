@@ -23,6 +23,9 @@ def _facts(name):
         is_installed('mmengine')
         return {}
     module = importlib.import_module(name)
+    if name == 'torchvision':  # beside a slightly newer torch it imports, without its ops
+        import torch
+        module.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     facts = {'version': str(getattr(module, '__version__', '')),
              'path': getattr(module, '__file__', None) or ''}
     if name == 'torch':

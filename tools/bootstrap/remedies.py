@@ -17,7 +17,8 @@ FAILURES = {
     r'^torch: .*(undefined symbol|\.so[.\d]*: cannot open)': (
         'torch does not fit the CUDA libraries that are installed with it, or they are incomplete',
         '{pip} uninstall -y torch torchvision && {pip} install {torch} {torchvision}'),
-    r'torchvision::nms does not exist|partially initialized module .torchvision'
+    r"torchvision::nms does not exist|Couldn't load custom C\+\+ ops"
+    r'|partially initialized module .torchvision'
     r'|^torchvision: .*(undefined symbol|libc10|libtorch|libcudart)': (
         'torchvision belongs to another torch, in version or in flavour (CPU or CUDA)',
         '{pip} install --force-reinstall --no-deps {torchvision}'),
