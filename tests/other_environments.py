@@ -10,7 +10,11 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Collection
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,12 +32,14 @@ PACKAGES = {
 
 def make_environment(
     folder: Path, without: Collection[str] = ('xvit_mm',), *, ops: bool = True,
-    install: Collection[str] = (), package: Path | None = ROOT / 'xvit_mm',
+    only: Collection[str] = (), install: Collection[str] = (),
+    package: Path | None = ROOT / 'xvit_mm',
 ) -> str:
     """Make a virtual environment with links to the packages of the running one; return its Python.
 
     Args:
         without: packages that it lacks.
+        only: import names of the packages that it has, with all that these require; all by default.
         ops: False leaves mmcv without its compiled part; upstream's is then called mmcv-lite.
         install: requirements that pip puts in the place of what is there; needs an index.
         package: the copy of xvit_mm that it uses.
@@ -42,7 +48,8 @@ def make_environment(
     here = Path(sysconfig.get_path('purelib'))
     site = folder / here.relative_to(sys.prefix)
     hidden = {'xvit_mm', 'pip', *without}  # pip would remove the files that the links lead to
-    for path in here.iterdir():
+    wanted = entries_of(only) if only else {path.name for path in here.iterdir()}
+    for path in map(here.joinpath, wanted):
         starts = [start for name in hidden for start in (name, *PACKAGES.get(name, ()))]
         if not any(re.match(rf'{start}([-.]|$)|__editable__.*{start}', path.name)
                    for start in starts):
@@ -62,6 +69,25 @@ def make_environment(
         for path in new:
             (site / path.name).symlink_to(path)
     return str(folder / 'bin' / 'python')
+
+
+def entries_of(names: Collection[str]) -> set[str]:
+    """Entries of the package folder that some packages consist of, with all that they require."""
+    todo, seen, entries = [prefix + name for name in names for prefix in ('', 'onedl-')], set(), set()
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            one = metadata.distribution(name)
+        except metadata.PackageNotFoundError:  # of the other family, or for another system
+            continue
+        entries |= {file.parts[0] for file in one.files} - {'..', '__pycache__'}
+        requirements = map(Requirement, one.requires or ())
+        todo += [each.name for each in requirements
+                 if each.marker is None or each.marker.evaluate({'extra': ''})]
+    return entries
 
 
 def _drop_ops(site: Path) -> None:
