@@ -253,7 +253,7 @@ def test_official_files_of_whole_models_load_strictly(config):
     from mmengine.registry import DefaultScope
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         if 'SyncBN' in str(cfg.model):
-            from xvit_mm.utils.config import revert_sync_bn
+            from xvit_mm.utils.config_options import revert_sync_bn
             revert_sync_bn(cfg)
         model = MODELS.build(cfg.model)
     parts = {n: t for n, t in model.state_dict().items() if not n.startswith('backbone.')}

@@ -9,12 +9,13 @@ from mmengine.config import Config
 from rich.console import Console
 
 from xvit_mm.apis.compare_runs import comparison_table, draw_comparison, read_runs
-from xvit_mm.utils import config as config_module
-from xvit_mm.utils.config import ConfigError, load_config, use_tracker
+from xvit_mm.utils import config_options
+from xvit_mm.utils.config import ConfigError, load_config
+from xvit_mm.utils.config_options import use_tracker
 
 
 def run(folder: Path, losses: dict[int, float], metrics: dict[int, float]) -> Path:
-    """A work dir with the log of a training: losses and mAP by iteration."""
+    """A work dir with the log of a training run: losses and mAP by iteration."""
     log = folder / '20260101_000000' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)
     lines = []
@@ -44,7 +45,7 @@ def test_runs_are_labelled_and_their_best_and_last_values_shown(tmp_path):
 def test_folders_that_hold_no_run_or_come_twice_are_refused(tmp_path):
     first = run(tmp_path / 'run', {10: 3.}, {})
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(ConfigError, match='empty.* holds no log of a training'):
+    with pytest.raises(ConfigError, match='empty.* holds no training log'):
         read_runs([first, tmp_path / 'empty'])
     with pytest.raises(ConfigError, match='named twice'):
         read_runs([first, first])
@@ -54,10 +55,10 @@ def test_folders_that_hold_no_run_or_come_twice_are_refused(tmp_path):
     ('tensorboard', 'TensorboardVisBackend'), ('wandb', 'WandbVisBackend')])
 def test_a_tracker_is_added_once_or_says_what_to_install(name, backend, monkeypatch):
     cfg = load_config('retinanet_crossformer_demo')
-    monkeypatch.setattr(config_module, 'find_spec', lambda package: None)
+    monkeypatch.setattr(config_options, 'find_spec', lambda package: None)
     with pytest.raises(ConfigError, match=f'--{name} needs the package {name}: pip install {name}'):
         use_tracker(cfg, name)
-    monkeypatch.setattr(config_module, 'find_spec', lambda package: True)
+    monkeypatch.setattr(config_options, 'find_spec', lambda package: True)
     use_tracker(cfg, name)
     use_tracker(cfg, name)
     assert [entry['type'] for entry in cfg.visualizer.vis_backends] == ['LocalVisBackend', backend]

@@ -10,7 +10,8 @@ from small_models import SMALL
 from xvit_mm.engine.hooks import FastInferenceHook, prepare_for_inference
 from xvit_mm.registry import MODELS, OPTIM_WRAPPERS
 from xvit_mm.utils import cpu
-from xvit_mm.utils.config import ConfigError, use_amp
+from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.config_options import use_amp
 
 
 class Model(nn.Module):

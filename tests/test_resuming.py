@@ -1,4 +1,4 @@
-"""Resuming: bit for bit, after a kill, from damaged folders, and never over an earlier training."""
+"""Resuming: bit for bit, after a kill, from damaged folders, and never over an earlier run."""
 import os
 import random
 import subprocess
@@ -15,7 +15,8 @@ from small_training import Augmented, Losses, Noisy, small_runner
 from xvit_mm.checkpoints import CheckpointError
 from xvit_mm.engine import hooks, randomness
 from xvit_mm.engine.loops import EpochBasedTrainLoop
-from xvit_mm.utils.config import ConfigError, check_no_training, remove_training, use_resume
+from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.config_options import check_no_training, remove_training, use_resume
 from xvit_mm.utils.files import FolderError, check_room, check_writable, replaced_whole, write_text
 from xvit_mm.utils.training_files import checkpoints_in
 
@@ -38,7 +39,7 @@ def train(folder, *hooks, **settings):
 
 
 def interrupted_train(folder, stop_after, **settings):
-    """The same of a training that is cut off after an iteration, and resumed."""
+    """The same of a training run that is cut off after an iteration, and resumed."""
     losses = Losses(stop_after=stop_after)
     with pytest.raises(KeyboardInterrupt):
         small_runner(folder, losses, **settings).train()
@@ -188,7 +189,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def work_dir(finished, tmp_path):
-    """A copy of a training of two epochs, with both checkpoints and the best."""
+    """A copy of a training run of two epochs, with both checkpoints and the best."""
     import shutil
     return Path(shutil.copytree(finished, tmp_path / 'run'))
 
@@ -316,7 +317,7 @@ def test_a_hook_with_a_class_for_its_type_is_replaced_too(tmp_path):
 
 
 def test_mmengines_own_checkpoints_are_resumed_from(tmp_path):
-    """Those of a training that was begun without this package."""
+    """Those of a training run that was begun without this package."""
     runner = small_runner(tmp_path, length=2)
     runner.train()
     checkpoint = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)

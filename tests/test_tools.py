@@ -1,4 +1,4 @@
-"""The command-line tools as a user calls them: a training, a resume, tests, and mistakes."""
+"""The command-line tools as a user calls them: a training run, a resume, tests, and mistakes."""
 import io
 import json
 import os
@@ -18,7 +18,8 @@ from mmengine.config import Config
 
 from xvit_mm.apis import command_line as tool_module
 from xvit_mm.datasets.shapes import make_shapes_dataset
-from xvit_mm.utils.config import ConfigError, check_data, load_config, revert_sync_bn, use_tta
+from xvit_mm.utils.config import ConfigError, check_data, load_config
+from xvit_mm.utils.config_options import revert_sync_bn, use_tta
 
 ROOT = Path(__file__).parent.parent
 SMALL = ['model.backbone.arch.embed_dims=32', 'model.backbone.arch.depths="(1,1,1,1)"',
@@ -52,7 +53,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def trained(data, tmp_path_factory) -> Path:
-    """The work directory of a training of one epoch."""
+    """The work directory of a training run of one epoch."""
     work_dir = tmp_path_factory.mktemp('run')
     code, output = run('train', 'retinanet_crossformer_demo.py', '--data-root', str(data),
                        '--work-dir', str(work_dir), '--cfg-options', *SMALL,
@@ -262,7 +263,7 @@ def test_an_option_that_cannot_be_read_gets_a_line(option, capsys):
 def said(monkeypatch) -> list[str]:
     """What is logged, whatever streams the logger of another test still holds."""
     messages = []
-    for module in ('xvit_mm.apis.build', 'xvit_mm.utils.config'):
+    for module in ('xvit_mm.apis.build', 'xvit_mm.utils.config_options'):
         monkeypatch.setattr(f'{module}.print_log', lambda message, *args: messages.append(message))
     return messages
 
@@ -361,7 +362,7 @@ def test_resume_without_a_checkpoint_says_so_and_keeps_load_from(
                  str(tmp_path), '--cfg-options', 'load_from=x.pth', 'resume=True', '--resume')
     cfg = built_by('train', monkeypatch, *arguments)
     assert cfg.resume is False and cfg.load_from == 'x.pth'
-    says = f'{tmp_path} has no checkpoint to resume from: the training starts from the beginning\n'
+    says = f'{tmp_path} has no checkpoint to resume from: training starts from the beginning\n'
     assert says in capsys.readouterr().out
     (tmp_path / 'epoch_1.pth').touch()
     cfg = built_by('train', monkeypatch, *arguments)
@@ -412,7 +413,7 @@ def test_a_signal_while_mmengine_formats_a_config_is_not_swallowed(
     with pytest.raises(SystemExit, match='130'):
         tool_module.run_tool(lambda: Config(dict(a=1)).pretty_text, resumable=True)
     assert capsys.readouterr().err == (
-        '\ninterrupted; the same command with --resume goes on from the last checkpoint\n')
+        '\ninterrupted; the same command with --resume continues from the last checkpoint\n')
 
 
 def test_a_full_disk_gets_a_line_wherever_it_is_met(signals, capsys):

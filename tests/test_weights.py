@@ -22,7 +22,8 @@ from xvit_mm.checkpoints import (CROSSFORMER_NAMES, CheckpointError, catalogue, 
 from xvit_mm.checkpoints.catalogue import Released
 from xvit_mm.checkpoints.whole_model import load_whole_model
 from xvit_mm.registry import MODELS
-from xvit_mm.utils.config import load_config, use_checkpoint, use_pretrained
+from xvit_mm.utils.config import load_config
+from xvit_mm.utils.config_options import use_checkpoint, use_pretrained
 
 MODULE = sys.modules[Released.__module__]
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,8 @@ from torch import nn
 from xvit_mm.apis import build_model, build_runner
 from xvit_mm.datasets.checking import check_datasets, datasets_of
 from xvit_mm.engine.runner import Runner
-from xvit_mm.utils.config import check_data, load_config, revert_sync_bn, use_tta
+from xvit_mm.utils.config import check_data, load_config
+from xvit_mm.utils.config_options import revert_sync_bn, use_tta
 from xvit_mm.utils.shipped_configs import list_configs
 
 CONFIGS = list_configs(Path(__file__).parent.parent / 'configs')

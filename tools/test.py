@@ -9,8 +9,9 @@ from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import common_arguments, config_of, run_tool
 from xvit_mm.apis.published import compare_with_paper
 from xvit_mm.engine.allocator import keep_freed_memory_on_cpu
-from xvit_mm.utils.config import (check_data, dump_predictions, show_pictures, use_checkpoint,
-                                  use_fast_inference, use_tta)
+from xvit_mm.utils.config import check_data
+from xvit_mm.utils.config_options import (dump_predictions, show_pictures, use_checkpoint,
+                                          use_fast_inference, use_tta)
 from xvit_mm.utils.files import check_writable
 
 

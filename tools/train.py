@@ -8,8 +8,10 @@ from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import (add_own_data, apply_own_data, common_arguments, config_of,
                                        run_tool)
 from xvit_mm.engine.allocator import keep_freed_memory_on_cpu
-from xvit_mm.utils.config import (check_data, check_no_training, remove_training, use_amp,
-                                  use_auto_scale_lr, use_pretrained, use_resume, use_tracker)
+from xvit_mm.utils.config import check_data
+from xvit_mm.utils.config_options import (check_no_training, remove_training, use_amp,
+                                          use_auto_scale_lr, use_pretrained, use_resume,
+                                          use_tracker)
 from xvit_mm.utils.files import check_writable
 
 

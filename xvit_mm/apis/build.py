@@ -6,7 +6,8 @@ from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
 
-from xvit_mm.utils.config import ConfigError, revert_sync_bn
+from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.config_options import revert_sync_bn
 
 
 def build_runner(cfg: Config) -> MMEngineRunner:
@@ -33,7 +34,7 @@ def build_runner(cfg: Config) -> MMEngineRunner:
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The model of a config alone, as it is built.
+    """Only the model of a config, as built.
 
     Raises:
         ConfigError: there is none, or some class in it does not exist or refuses its arguments.

@@ -21,7 +21,8 @@ from xvit_mm.checkpoints import CheckpointError
 from xvit_mm.datasets.own_data import use_own_data
 from xvit_mm.engine.data_errors import DataError
 from xvit_mm.engine.hooks import DivergedError, close_progress_bar
-from xvit_mm.utils.config import ConfigError, load_config, revert_sync_bn
+from xvit_mm.utils.config import ConfigError, load_config
+from xvit_mm.utils.config_options import revert_sync_bn
 from xvit_mm.utils.files import FolderError
 
 # What a wrong file or option raises; anything else is a defect and keeps its traceback.
@@ -126,6 +127,7 @@ def _check_launcher(launcher: str) -> None:
         raise ConfigError(
             f'--launcher {launcher}: mmengine gives every process a GPU of its own, and torch sees '
             'none here. On CPUs take torchrun and --launcher pytorch')
+    # The variable that mmengine's init_dist reads; without it comes a KeyError.
     if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise ConfigError(
             '--launcher pytorch: this process was not started by torchrun. Start all of them with '

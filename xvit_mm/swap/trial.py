@@ -13,7 +13,8 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from xvit_mm.utils.config import ConfigError, dicts_in, revert_sync_bn
+from xvit_mm.utils.config import ConfigError, dicts_in
+from xvit_mm.utils.config_options import revert_sync_bn
 
 from .maps import build
 
@@ -135,7 +136,7 @@ def _initialise(model: nn.Module) -> None:
         if isinstance(start, dict) and start.get('type') == 'Pretrained':
             module.init_cfg = start if module is model.backbone else None
     model.init_weights()
-    # Some heads ask the runner's message hub how far the training is.
+    # Some heads ask the runner's message hub how far the run is.
     hub = MessageHub.get_current_instance()
     hub.update_info('epoch', 0)
     hub.update_info('iter', 0)
