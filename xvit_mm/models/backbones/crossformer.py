@@ -11,7 +11,7 @@ Outputs and weights agree with the official code (github.com/cheerss/CrossFormer
 Deviations, none of which changes a published result:
 - Any input size: a map that a stride does not divide is padded with zeros on the right and bottom
   (the official code stops). Groups at the border are smaller instead of padded and masked.
-- Whether a small map is one group is decided on every call, not once for ever.
+- Whether a small map is one group is decided on every call, not once for good.
 
     embedding -> [SDA block, LDA block, ...] -> embedding -> ...     x: [B, H, W, C] throughout
 """
@@ -28,7 +28,8 @@ from typing_extensions import Unpack
 from xvit_mm.checkpoints import CROSSFORMER_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import MLP, EvalCache, Grouping, Run, attend, call, group_tokens
+from ..layers import (MLP, DynamicPositionBias, EvalCache, Grouping, Run, attend, call, group_tokens,
+                      position_biases)
 from ..layers.attention import attends_fused, split_heads
 from ..layers.cache import sizes_are_symbolic
 from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_drop_path_rate, check_numbers,
@@ -98,7 +99,7 @@ class CrossScaleEmbedding(nn.Module):
         return torch.cat([_convolve(proj, x).permute(0, 2, 3, 1) for proj in self.projs], dim=-1)
 
 
-def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _convolve(conv: Any, x: Tensor) -> Tensor:
     """`conv(x)` for a map that its stride divides.
 
     For the weights of kernels that are much wider than their stride, oneDNN has no fast gradient:
@@ -111,53 +112,6 @@ def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
         return conv(x)
     patches = F.pixel_unshuffle(F.pad(x, conv.padding * 2), stride)
     return F.conv2d(patches, F.pixel_unshuffle(conv.weight, stride), conv.bias)
-
-
-class DynamicPositionBias(nn.Module):
-    """The bias of a pair of tokens as a function of their offset (DPB, paper section 3.3, eq. 4).
-
-    An MLP of width C / 16 from offsets [D, 2] (rows, columns), in tokens of the group, to one bias
-    per head, [D, heads].
-    """
-
-    def __init__(self, embed_dims: int, num_heads: int) -> None:
-        super().__init__()
-        width = embed_dims // 16
-        layers: list[nn.Module] = [nn.Linear(2, width)]
-        for out in (width, width, num_heads):
-            layers += [nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, out)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, offsets: Tensor) -> Tensor:
-        return self.layers(offsets.to(next(self.parameters())))
-
-
-def position_biases(modules: Sequence[DynamicPositionBias], offsets: Tensor) -> Tensor:
-    """The same as `torch.stack([module(offsets) for module in modules])`, [modules, D, heads].
-
-    All networks in one batched pass: a third of the launches, which matters where they are small
-    and depend on weights that the last training step has changed.
-    """
-    if sizes_are_symbolic():
-        # Exporters know layers better than their parts; the result is a constant anyway.
-        return torch.stack([module(offsets) for module in modules])
-    flat = torch.cat([p.flatten() for module in modules for p in module.parameters()])
-    parameters = list(modules[0].parameters())
-    sizes = [p.numel() for p in parameters]
-    weights = iter([chunk.unflatten(1, p.shape) for chunk, p in zip(
-        flat.view(len(modules), -1).split(sizes, dim=1), parameters)])
-    x = offsets.to(flat).expand(len(modules), -1, -1)
-    for layer in modules[0].layers:
-        if isinstance(layer, nn.Linear):
-            weight, bias = next(weights), next(weights)
-            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-        elif isinstance(layer, nn.LayerNorm):
-            weight, bias = next(weights), next(weights)
-            x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-            x = torch.addcmul(bias[:, None], x, weight[:, None])
-        else:
-            x = layer(x)
-    return x
 
 
 class GroupedAttention(nn.Module):

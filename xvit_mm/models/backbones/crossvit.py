@@ -2,7 +2,7 @@
 
 Two vision transformers look at the same image, one (S) through small patches of 12 pixels, one
 (L), wider and deeper, through patches of 16. Each has its own class token. After every N blocks of
-S and M blocks of L the branches exchange information, by default through their class tokens alone:
+S and M blocks of L the branches exchange information, by default only through their class tokens:
 each attends to the patches of the other branch. Three such multi-scale encoders stand in a row.
 
     image -> S: 240 x 240, patches of 12, N blocks -+           -+
@@ -33,7 +33,7 @@ from typing_extensions import Unpack
 from xvit_mm.checkpoints import CROSSVIT_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import (FUSIONS, MLP, NORM_EPS, EvalCache, Run, SelfAttention, call,
+from ..layers import (FUSIONS, MLP, NORM_EPS, BranchEmbedding, Run, SelfAttention, call,
                       resample_tokens)
 from ..layers.cache import is_compiling, sizes_are_symbolic
 from ..necks.branch_pyramid import BranchPyramid
@@ -63,68 +63,11 @@ VARIANTS = {name: dict(zip(_FIELDS, row), **_SHARED) for name, row in {
 # yapf: enable
 
 BRANCHES = ('small', 'large')
-# Of the dagger's three convolutions: stride and padding of the second, stride of the third.
-MULTI_CONV_STRIDES = {12: (3, 0, 1), 16: (2, 1, 2)}
 # Published: S sees 15/14 of the pixels of L, so that both divide their image.
 PUBLISHED_GRIDS = {(12, 16): (20, 14)}
 NUM_MAPS = 4
 OUT_TYPES = ('featmap', 'cls_token')
 Grid = tuple[int, int]
-
-
-def patch_embedding(
-    in_channels: int, embed_dims: int, *, patch_size: int, multi_conv: bool
-) -> nn.Module:
-    """[B, in_channels, n * patch, m * patch] to [B, embed_dims, n, m]."""
-    if not multi_conv:
-        return nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size)
-    quarter, half = embed_dims // 4, embed_dims // 2
-    stride, padding, last_stride = MULTI_CONV_STRIDES[patch_size]
-    return nn.Sequential(
-        nn.Conv2d(in_channels, quarter, 7, stride=4, padding=3),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(quarter, half, 3, stride=stride, padding=padding),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(half, embed_dims, 3, stride=last_stride, padding=1))
-
-
-class BranchEmbedding(EvalCache):
-    """The beginning of a branch: patches, class token and positions.
-
-    An image [B, 3, H, W], resized (bicubic) so that its patches make up `grid` = (h, w), to tokens
-    [B, 1 + h * w, C]. The position embeddings are stored for a grid of `grid_side` x `grid_side`.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        embed_dims: int,
-        *,
-        patch_size: int,
-        multi_conv: bool,
-        grid_side: int,
-    ) -> None:
-        super().__init__()
-        self.patch_size, self.grid_side = patch_size, grid_side
-        self.proj = patch_embedding(
-            in_channels, embed_dims, patch_size=patch_size, multi_conv=multi_conv)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dims))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid_side**2, embed_dims))
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-
-    def forward(self, image: Tensor, grid: Grid) -> Tensor:
-        size = tuple(n * self.patch_size for n in grid)
-        # A traced model resizes always: at another size it may have to.
-        if image.shape[2:] != size or sizes_are_symbolic():
-            image = F.interpolate(image, size=size, mode='bicubic', align_corners=False)
-        patches = self.proj(image).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-        return tokens + self.cached(grid, lambda: self._positions(grid))
-
-    def _positions(self, grid: Grid) -> Tensor:
-        stored = (self.grid_side, self.grid_side)
-        return resample_tokens(self.pos_embed, stored, grid, mode='bicubic')
 
 
 class TransformerBlock(nn.Module):
@@ -210,7 +153,7 @@ class CrossViT(Backbone):
         img_size: pixels along a side of the square image whose positions are stored; overrides
             the arch's. Images may have any size, and weights of another one are interpolated.
         image_branch: which branch sees the image as it is. `small`, the default for class tokens
-            and only for them: L sees 224 for 240, as in the training of the released weights.
+            and only for them: L sees 224 for 240, as the released weights were trained.
             `large`, the default for maps: S sees 240 for 224, as the official module does when it
             is given 224.
         drop_path_rate: of the last block, falling linearly to 0 at the first.
@@ -399,7 +342,7 @@ def _check_patch_sizes(settings: Mapping[str, Any], *, is_dense: bool) -> None:
             'their size')
     if settings['multi_conv'] and given != (12, 16):
         raise ValueError(
-            f'patch_sizes={given}: multi_conv has convolutions for patches of 12 and 16 alone; set '
+            f'patch_sizes={given}: multi_conv has convolutions only for patches of 12 and 16; set '
             'multi_conv=False')
     if is_dense and large % 4:
         raise ValueError(

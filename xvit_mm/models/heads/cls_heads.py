@@ -5,7 +5,7 @@ serve mmpretrain's `ImageClassifier`.
 """
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ XFORMER_HIDDEN_CHANNELS = 640
 class ClsHead(BaseModule):
     """Base of the classification heads.
 
-    A subclass builds its layers and defines `forward`.
+    A subclass defines `build_layers` and `forward`.
 
     Args:
         num_classes: number of classes.
@@ -44,21 +44,27 @@ class ClsHead(BaseModule):
     def __init__(
         self,
         num_classes: int,
-        in_channels: int | Sequence[int],
-        loss: dict | None,
-        cal_acc: bool,
-        init_cfg: dict | list[dict] | None,
+        in_channels: Any,
+        *,
+        loss: dict | None = None,
+        cal_acc: bool = False,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg or self.default_init_cfg)
         self.num_classes, self.in_channels = num_classes, in_channels
         self.cal_acc = cal_acc
         self.loss_module: nn.Module = MODELS.build(loss) if loss else nn.CrossEntropyLoss()
+        self.build_layers(num_classes, in_channels)
+
+    @abstractmethod
+    def build_layers(self, num_classes: int, in_channels: Any) -> None:
+        """Set the layers that `forward` uses."""
 
     @abstractmethod
     def forward(self, feats: Sequence[Tensor] | Tensor) -> Tensor:
         """Compute logits [B, num_classes] from what the backbone returns.
 
-        Heads that read the last output alone also take it without a tuple around it.
+        Heads that read only the last output also take it without a tuple around it.
 
         Raises:
             ValueError: the features are not what `in_channels` says.
@@ -106,16 +112,7 @@ def _last(feats: Sequence[Tensor] | Tensor) -> Tensor:
 class CrossFormerClsHead(ClsHead):
     """LayerNorm, mean over the positions of the last map [B, in_channels, H, W], Linear."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int,
-        *,
-        loss: dict | None = None,
-        cal_acc: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
-        super().__init__(num_classes, in_channels, loss, cal_acc, init_cfg)
+    def build_layers(self, num_classes: int, in_channels: int) -> None:
         self.norm = nn.LayerNorm(in_channels)
         self.fc = nn.Linear(in_channels, num_classes)
 
@@ -132,16 +129,7 @@ class XFormerClsHead(ClsHead):
     on the paper; 640 channels give its number of parameters.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int,
-        *,
-        loss: dict | None = None,
-        cal_acc: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
-        super().__init__(num_classes, in_channels, loss, cal_acc, init_cfg)
+    def build_layers(self, num_classes: int, in_channels: int) -> None:
         self.conv = ConvModule(
             in_channels, XFORMER_HIDDEN_CHANNELS, 1,
             norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU'))
@@ -159,22 +147,12 @@ class CrossViTClsHead(ClsHead):
     `in_channels` are its `out_channels`.
     """
 
-    in_channels: Sequence[int]
-
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: Sequence[int],
-        *,
-        loss: dict | None = None,
-        cal_acc: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
+    def build_layers(self, num_classes: int, in_channels: Sequence[int]) -> None:
         if not isinstance(in_channels, Sequence) or len(in_channels) != 2:
             raise ValueError(
                 f'in_channels={in_channels!r}: give two widths, those of the small-patch and the '
                 "large-patch branch, as in the backbone's out_channels")
-        super().__init__(num_classes, tuple(in_channels), loss, cal_acc, init_cfg)
+        self.in_channels = tuple(in_channels)
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for width in in_channels)
         self.fcs = nn.ModuleList(nn.Linear(width, num_classes) for width in in_channels)
 
@@ -212,8 +190,11 @@ class VTClsHead(ClsHead):
         cal_acc: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, loss, cal_acc, init_cfg)
+        super().__init__(
+            num_classes, in_channels, loss=loss, cal_acc=cal_acc, init_cfg=init_cfg)
         self.dropout = nn.Dropout(dropout)
+
+    def build_layers(self, num_classes: int, in_channels: int) -> None:
         self.fc = nn.Linear(in_channels, num_classes)
 
     def forward(self, feats: Sequence[Tensor] | Tensor) -> Tensor:

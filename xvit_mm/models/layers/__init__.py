@@ -1,5 +1,6 @@
 """What models share."""
 from .attention import SelfAttention, attend
+from .branch_embedding import BranchEmbedding
 from .cache import EvalCache
 from .cross_feature_attention import ATTN_MODES, CrossFeatureAttention
 from .fusion import FUSIONS, NORM_EPS, CrossAttention
@@ -7,6 +8,7 @@ from .grouping import Grouping, group_tokens
 from .mlp import MLP
 from .patches import fold, unfold
 from .pointwise import PointwiseConv
+from .position_bias import DynamicPositionBias, position_biases
 from .recorded_settings import RecordsSettings
 from .resample import resample_tokens
 from .stage import Run, Stage, call
@@ -25,10 +27,11 @@ from .visual_tokens import (
 from .vt_stage import VTModule, VTSettings, VTStage
 
 __all__ = [
-    'ATTN_MODES', 'ClusteringTokenizer', 'CrossAttention', 'CrossFeatureAttention', 'EvalCache',
-    'FUSIONS', 'FilterTokenizer', 'GraphConvolution', 'Grouping', 'MLP', 'NORM_EPS',
-    'PointwiseConv', 'PointwiseTokens', 'PoolingTokenizer', 'Projector', 'RecordsSettings',
-    'RecurrentTokenizer', 'Run', 'SelfAttention', 'Stage', 'TOKENIZERS', 'TokenTransformer',
-    'Tokenizer', 'VTModule', 'VTSettings', 'VTStage', 'attend', 'call', 'fold', 'group_tokens',
+    'ATTN_MODES', 'BranchEmbedding', 'ClusteringTokenizer', 'CrossAttention',
+    'CrossFeatureAttention', 'DynamicPositionBias', 'EvalCache', 'FUSIONS', 'FilterTokenizer',
+    'GraphConvolution', 'Grouping', 'MLP', 'NORM_EPS', 'PointwiseConv', 'PointwiseTokens',
+    'PoolingTokenizer', 'Projector', 'RecordsSettings', 'RecurrentTokenizer', 'Run',
+    'SelfAttention', 'Stage', 'TOKENIZERS', 'TokenTransformer', 'Tokenizer', 'VTModule',
+    'VTSettings', 'VTStage', 'attend', 'call', 'fold', 'group_tokens', 'position_biases',
     'resample_tokens', 'unfold'
 ]
