@@ -134,10 +134,23 @@ def _train(package: str, whose: str, folder: Path) -> tuple[Path, Path, list[str
 @pytest.mark.parametrize('package', PACKAGES)
 def test_their_scripts_train_and_evaluate(package: str, whose: str, trained: Callable) -> None:
     config, checkpoint, options, _ = trained(package, whose)
-    output = run(folder_of(package) / 'tools' / 'test.py', config, checkpoint,
-                 '--work-dir', checkpoint.parent / 'test', '--cfg-options', *options)
+    tools, work_dir = folder_of(package) / 'tools', checkpoint.parent
+    # mmdet and mmseg draw each fiftieth sample unless told otherwise.
+    draw_all = ['--interval', '1', '--cfg-options'] if package == 'mmpretrain' else [
+        '--cfg-options', 'default_hooks.visualization.interval=1']
+    output = run(tools / 'test.py', config, checkpoint, '--work-dir', work_dir / 'test',
+                 '--show-dir', work_dir / 'drawn', *draw_all, *options)
     metric = {'mmdet': 'bbox_mAP', 'mmseg': 'mIoU', 'mmpretrain': 'accuracy/top1'}[package]
     assert metric in output
+    assert [path for path in work_dir.rglob('*.[jp][pn]g') if 'drawn' in path.parts]
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_their_scripts_resume(package: str, trained: Callable) -> None:
+    config, checkpoint, options, _ = trained(package, 'ours')
+    output = run(folder_of(package) / 'tools' / 'train.py', config, '--work-dir',
+                 checkpoint.parent, '--resume', '--cfg-options', *options)
+    assert 'resumed epoch' in output
 
 
 @pytest.mark.parametrize('whose', ['ours', 'theirs'])
