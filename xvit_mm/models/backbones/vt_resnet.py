@@ -7,15 +7,12 @@ with learned filters, the later ones with the tokens of the module before. A cla
 tokens; detectors and segmentors read the maps, the last of which the projectors write.
 
 There is no official code. The structure is the one that gives the published numbers of parameters
-and multiply-adds of Tables 2 to 7. The tags [P] printed, [S] secondary, [N] pinned by the numbers
-and [I] inferred are those of `layers/visual_tokens.py`. Beyond what is written there:
-- The last module has no projector if only its tokens are used [N], and one for maps [I].
+and multiply-adds of Tables 2 to 7; docs/vt.md has the source of each reading in one table.
+Deviations from the formulas, each an argument, chosen by the runs in docs/vt.md:
 - A norm after every layer of the VT modules, logits of some attentions divided by sqrt(d), queries
-  that start small, one head, and residual branches that do not start at zero are [I], chosen by
-  the runs in docs/vt.md; each is an argument.
-- VT works at stride 16 [P]. Its map is max-pooled to stride 32, which detectors expect of a
-  ResNet's last map [I]; `pool_last=False` gives it as it is.
-- The rates of drop path rise linearly over the blocks of ResNet and the VT modules [I].
+  that start small.
+- The map of VT, at stride 16, is max-pooled to stride 32, which detectors expect of a ResNet's last
+  map; `pool_last=False` gives it as it is.
 """
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -40,7 +37,7 @@ from ..settings import (MOST_BLOCKS, check_choice, check_drop_path_rate, check_m
 from .base import Backbone, CommonArguments, accepts_common_arguments
 
 # The paper's architecture table: blocks of layers 1 to 3, VT modules in place of layer 4, whether
-# the blocks are bottlenecks. Rows 34 to 101 of it are partly [N].
+# the blocks are bottlenecks.
 _FIELDS = ('depths', 'num_modules', 'bottleneck')
 # yapf: disable
 VARIANTS = {name: dict(zip(_FIELDS, row)) for name, row in {
@@ -82,7 +79,7 @@ class VTResNet(Backbone):
         out_type: `featmap` or `tokens`, what the last stage gives.
         tokenizer: `filter`, `pooling` or `clustering` (Table 3).
         recurrent: whether modules after the first take the recurrent tokenizer (Table 4). Default:
-            yes, except with `pooling`, where the published numbers say no [N].
+            yes, except with `pooling`, where the published numbers say no.
         interaction: `transformer`, `graph` (a graph convolution) or `none` (Table 5).
         num_tokens: L, tokens per image (Table 6).
         with_projector: False tokenizes once and stacks transformers; tokens only (Table 7).

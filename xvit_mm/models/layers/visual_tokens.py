@@ -5,19 +5,13 @@ projector writes them back to the map. Softmax runs over the pixels in a tokeniz
 tokens in the other two, so nothing depends on the size of the map. Maps and tokens keep their
 channels in front, [B, C, H, W] and [B, C, L]: a large map is never transposed.
 
-The paper prints formulas but no code. Each reading below carries its source:
-    [P] printed in the paper
-    [S] reported by secondary sources, above all the authors' code of an earlier version (d2go)
-    [N] pinned by the published numbers of parameters and multiply-adds
-    [I] inferred: our choice, without public evidence for this version of the paper
-
-They hold for the whole file:
-- Point-wise layers have no bias [N]. A norm follows each, if `norm_cfg` says so [I]; only the
-  coefficients of the filter tokenizer have none.
-- Grouped layers on maps have 64 channels per group [N].
-- `scale_logits` divides the logits of an attention by sqrt(d). The paper's formulas do not [P], the
-  earlier version did throughout [S]; that we do where the default is True is [I].
-- `query_gain`: queries start at this multiple of the size of what they read [I]. Where it is small,
+The paper prints formulas but no code; docs/vt.md has the source of each reading in one table. In
+the whole file:
+- Point-wise layers have no bias. A norm follows each, if `norm_cfg` says so; only the coefficients
+  of the filter tokenizer have none.
+- Grouped layers on maps have 64 channels per group.
+- `scale_logits` divides the logits of an attention by sqrt(d), which the formulas do not.
+- `query_gain`: queries start at this multiple of the size of what they read. Where it is small,
   attention starts almost as an average.
 """
 from math import isqrt, lcm
@@ -38,9 +32,9 @@ KMEANS_STEPS = 3
 class Tokenizer(nn.Module):
     """Base of the tokenizers: a map [B, C, H, W] to tokens [B, CT, L].
 
-    `T = A^T V`, with A the attention and V a grouped projection of the map [N]; without
-    `value_conv` V is the map itself, as in the formula [P]. The tokens are then projected from C
-    to CT channels unless the two are equal [N]. All kinds take the same arguments, and the tokens
+    `T = A^T V`, with A the attention and V a grouped projection of the map; without
+    `value_conv` V is the map itself, as in the formula. The tokens are then projected from C
+    to CT channels unless the two are equal. All kinds take the same arguments, and the tokens
     of the module before if there is one.
     """
 
@@ -79,9 +73,9 @@ class Tokenizer(nn.Module):
 
 
 class FilterTokenizer(Tokenizer):
-    """`A = softmax_HW(X W_A)` with one learned filter per token (eq. 1) [P].
+    """`A = softmax_HW(X W_A)` with one learned filter per token (eq. 1).
 
-    Filters start so that the logits are as large as the pixels [I], scaled or not. `scale_logits`
+    Filters start so that the logits are as large as the pixels, scaled or not. `scale_logits`
     therefore changes how fast they learn, not where they start: filters that are sqrt(C) times as
     large and then divided by sqrt(C) move their logits C times less by a step of SGD, and sqrt(C)
     times less by one of Adam, whose steps do not depend on the size of the gradient.
@@ -100,7 +94,7 @@ class FilterTokenizer(Tokenizer):
 class RecurrentTokenizer(Tokenizer):
     """`A = softmax_HW((X W_K) W_R^T)`, `W_R = T W_{T->R}`: earlier tokens are the filters (eq. 2).
 
-    The formula is [P], the grouped projection W_K of the map [N].
+    W_K is a grouped projection of the map.
     """
 
     def __init__(self, in_channels: int, token_channels: int, **options: Any) -> None:
@@ -115,7 +109,7 @@ class RecurrentTokenizer(Tokenizer):
 
 
 class PoolingTokenizer(Tokenizer):
-    """Averages over a grid of windows, as square as L allows [I]; no value projection [N]."""
+    """Averages over a grid of windows, as square as L allows; no value projection."""
 
     def __init__(self, in_channels: int, token_channels: int, **options: Any) -> None:
         super().__init__(in_channels, token_channels, **options | dict(value_conv=False))
@@ -135,11 +129,11 @@ class PoolingTokenizer(Tokenizer):
 
 
 class ClusteringTokenizer(Tokenizer):
-    """`A = softmax_HW(X C^T)`: centroids C of the pixels are the filters (appendix C) [S].
+    """`A = softmax_HW(X C^T)`: centroids C of the pixels are the filters (appendix C).
 
     Pixels and seeds, the averages over a grid of windows, have unit length; a few steps of Lloyd's
-    k-means move the seeds [S]. The centroids pass no gradient, and a cluster without pixels keeps
-    its centroid [I]. Unit vectors cannot make up for `scale_logits`: it leaves logits below the
+    k-means move the seeds. The centroids pass no gradient, and a cluster without pixels keeps
+    its centroid. Unit vectors cannot make up for `scale_logits`: it leaves logits below the
     cosine times the pixel's size / sqrt(C), and attention that is nearly an average.
     """
 
@@ -161,11 +155,11 @@ class ClusteringTokenizer(Tokenizer):
 
 
 class TokenTransformer(nn.Module):
-    """`T' = T + softmax_L((T K)(T Q)^T) T`, `T_out = T' + relu(T' F1) F2` (eq. 3, 4) [P].
+    """`T' = T + softmax_L((T K)(T Q)^T) T`, `T_out = T' + relu(T' F1) F2` (eq. 3, 4).
 
     Tokens [B, CT, L] to the same. The softmax runs over the columns, the queries T Q, as printed.
-    K and Q have CT / 2 channels, in two groups; there is no value projection [N]. With `num_heads`
-    heads every head relates its share of the channels [S].
+    K and Q have CT / 2 channels, in two groups; there is no value projection. With `num_heads`
+    heads every head relates its share of the channels.
     """
 
     def __init__(
@@ -209,7 +203,7 @@ class TokenTransformer(nn.Module):
 class PointwiseTokens(nn.Module):
     """`T_out = T + relu(T F)`: what is left when tokens do not interact ("None", Table 5).
 
-    Tokens [B, CT, L] to the same. That one CT x CT layer remains is [N], its form [I].
+    Tokens [B, CT, L] to the same.
     """
 
     def __init__(self, channels: int, *, norm_cfg: NormCfg, drop_path: float = 0.) -> None:
@@ -228,9 +222,8 @@ class PointwiseTokens(nn.Module):
 class GraphConvolution(PointwiseTokens):
     """`T_out = T + relu((T + G T) F)`, a graph convolution over the tokens ("GraphConv", Table 5).
 
-    Tokens [B, CT, L] to the same. The numbers of its rows leave one product with an L x L matrix
-    beyond `PointwiseTokens` and no visible parameters [N], so the graph G [L, L] is learned rather
-    than computed from the tokens; the self-loop and the residual path are [I].
+    Tokens [B, CT, L] to the same. The graph G [L, L] is learned rather than computed from the
+    tokens: the published numbers leave no parameters for that.
     """
 
     def __init__(
@@ -244,10 +237,10 @@ class GraphConvolution(PointwiseTokens):
 
 
 class Projector(nn.Module):
-    """`X_out = X + softmax_L((X W_Q)(T W_K)^T) (T W_V)` (eq. 5) [P]; W_V is not in it but [N].
+    """`X_out = X + softmax_L((X W_Q)(T W_K)^T) (T W_V)` (eq. 5, which has no W_V).
 
     Map [B, C_in, H, W] and tokens [B, CT, L] to a map [B, C_out, H, W]. W_Q is grouped, W_V is
-    the identity where CT = C_out, and X is projected first where C_in differs from C_out [N].
+    the identity where CT = C_out, and X is projected first where C_in differs from C_out.
     """
 
     def __init__(

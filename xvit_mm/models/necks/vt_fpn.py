@@ -2,17 +2,17 @@
 
 FPN merges its levels by interpolation and 3 x 3 convolutions on every map. VT-FPN takes a few
 tokens from each level, relates the tokens of all levels in one transformer, and writes each level's
-tokens back to it [P]; that costs a sixth of the multiply-adds.
+tokens back to it; that costs a sixth of the multiply-adds.
 
     map -> 1 x 1 lateral -> tokenizer -+               +-> projector -> map      one row per level
     map -> 1 x 1 lateral -> tokenizer -+- transformer -+-> projector -> map
 
-The structure, with the tags of `layers/visual_tokens.py`: the laterals of FPN stay and its 3 x 3
-convolutions go, the tokenizers have no value projection, and the queries of the projectors have 16
-groups [N]. That gives the published multiply-adds for images of 800 x 1216 and of 473 x 473. SyncBN
-[P] follows every layer but the coefficients [I], projectors start at zero [S], and with several
-layers the later ones have recurrent tokenizers [S]. Queries start at full size and the logits of
-the filters are not scaled [I]: that learned faster than the start of VT-ResNet (docs/vt.md).
+The laterals of FPN stay and its 3 x 3 convolutions go, the tokenizers have no value projection, and
+the queries of the projectors have 16 groups: that gives the published multiply-adds for images of
+800 x 1216 and of 473 x 473. SyncBN follows every layer but the coefficients, projectors start at
+zero, and with several layers the later ones have recurrent tokenizers. Queries start at full size
+and the logits of the filters are not scaled, which learned faster than the start of VT-ResNet.
+docs/vt.md has the source of each reading in one table.
 """
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
