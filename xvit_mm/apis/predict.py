@@ -75,25 +75,17 @@ def predict_files(
     folder = Path(folder)
     result = Predicted()
     files = PredictionFiles(folder, predictor.classes)
-    pictures = _Pictures(folder, predictor, result)
-    with _progress(sources) as progress:
-        try:
-            for batch in _batches(_frames(sources, result), batch_size):
-                predictions = predictor([frame for _, _, frame in batch])
-                for (source, index, frame), prediction in zip(batch, predictions):
-                    pictures.add(source, frame, prediction)
-                    name, path = _names(source, index)
-                    files.add(name, path, frame.shape[:2], prediction)
-                result.num_images += len(batch)
-                progress.update(progress.task_ids[0], advance=len(batch))
-        except BaseException as error:
-            # The only way to end a webcam.
-            is_end = isinstance(error, KeyboardInterrupt) and any(
-                source.kind == 'webcam' for source in sources)
-            if not is_end:
-                pictures.discard()
-                raise
-        pictures.close()
+    is_endless = any(source.kind == 'webcam' for source in sources)
+    pictures = _Pictures(folder, predictor, result, is_endless=is_endless)
+    with _progress(sources) as progress, pictures:
+        for batch in _batches(_frames(sources, result), batch_size):
+            predictions = predictor([frame for _, _, frame in batch])
+            for (source, index, frame), prediction in zip(batch, predictions):
+                pictures.add(source, frame, prediction)
+                name, path = _names(source, index)
+                files.add(name, path, frame.shape[:2], prediction)
+            result.num_images += len(batch)
+            progress.update(progress.task_ids[0], advance=len(batch))
     result.written += files.close()
     return result
 
@@ -129,12 +121,29 @@ def _names(source: Source, index: int) -> tuple[str, str]:
 
 
 class _Pictures:
-    """Annotated pictures, and one video at a time."""
+    """Annotated pictures, and one video at a time, which an error leaves no part of.
 
-    def __init__(self, folder: Path, predictor: Predictor, result: Predicted) -> None:
+    An endless source ends with an interruption.
+    """
+
+    def __init__(
+        self, folder: Path, predictor: Predictor, result: Predicted, *, is_endless: bool
+    ) -> None:
         self.folder, self.predictor, self.result = folder, predictor, result
+        self.is_endless = is_endless
         self.source: Source | None = None
         self.writer: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> '_Pictures':
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        is_end = kind is None or self.is_endless and issubclass(kind, KeyboardInterrupt)
+        if is_end:
+            self.close()
+        else:
+            self.discard()
+        return is_end
 
     def add(self, source: Source, frame: np.ndarray, prediction: Prediction) -> None:
         picture = draw_prediction(
