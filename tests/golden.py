@@ -1,4 +1,4 @@
-"""Weights and images that anybody can regenerate, and recorded outputs of other people's code.
+"""Weights and images that anyone can regenerate, and recorded outputs of other people's code.
 
 The recorded outputs lie in `tests/data/golden/`: elements 0, step, 2 step, ... of a flattened
 tensor that the official code computed in float32 on a CPU, with mean, std and shape of the whole.
@@ -28,7 +28,7 @@ def golden_record(path: Path) -> dict:
 
 
 def golden_weights(keys: Iterable[tuple[str, list[int]]]) -> dict[str, Tensor]:
-    """A state dict that depends on the names and shapes alone."""
+    """A state dict that depends only on names and shapes."""
     return {name: _weight(name, shape) for name, shape in keys}
 
 

@@ -1,4 +1,4 @@
-"""Kill a training at random moments, resume it each time, and compare with one left alone.
+"""Kill a training at random moments, resume it each time, and compare with an uninterrupted one.
 
     python tests/kill_training.py --kills 50
 

@@ -2,7 +2,7 @@
 
     python tests/other_environments.py FOLDER [--without NAME ...] [--without-ops] [--pip REQ ...]
 
-makes one by hand, for a look at what the doctor says of it.
+makes one by hand, to see what the doctor says about it.
 """
 import argparse
 import re

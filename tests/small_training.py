@@ -1,4 +1,4 @@
-"""A training of a second whose every step draws random numbers of all kinds."""
+"""A training run of a second whose every step draws random numbers of all kinds."""
 import os
 import random
 

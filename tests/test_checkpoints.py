@@ -42,7 +42,7 @@ def to_official(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def official_name(name: str) -> str:
-    """The name in the official code of a tensor of a backbone or a classification head of ours."""
+    """The name in the official code of a tensor of a backbone or one of our classification heads."""
     layers = dict(zip((0, 1, 3, 4, 6, 7, 9), ('pos_proj', 'pos1.0', 'pos1.2', 'pos2.0', 'pos2.2',
                                               'pos3.0', 'pos3.2')))
     name = name.removeprefix('backbone.').replace('head.fc', 'head')

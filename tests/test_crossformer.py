@@ -258,8 +258,6 @@ def test_maps_equal_the_official_detection_backbone_at_every_size(path):
         assert max(deviation(x, y) for x, y in zip(maps, case['features'], strict=True)) <= 1e-4
 
 
-
-
 # Defects of the official code, as listed in docs/crossformer.md.
 
 

@@ -1,4 +1,4 @@
-"""Damaged data during a training: the file is named, in one line, also by a worker."""
+"""Damaged data during a training run: the file is named, in one line, also by a worker."""
 import json
 import logging
 import shutil

@@ -379,7 +379,7 @@ def test_curves_hook_refuses_wrong_arguments(arguments, error, message):
 
 
 class SizesModel(BaseModel):
-    """Notes the size of each batch, and whether it is of a training."""
+    """Notes the size of each batch, and whether it is of a training run."""
 
     def __init__(self):
         super().__init__()

@@ -53,7 +53,7 @@ def test_parameters_of_every_config_are_those_of_its_metafile(entries: list[Entr
 
 
 def test_headers_of_configs_state_the_published_results(entries: list[Entry]) -> None:
-    """Each figure with a metric in the header is in the results, and the other way round."""
+    """Each figure with a metric in the header is in the results, and vice versa."""
     metric = r'(\d+\.\d+)(?: with)? (top-1|box AP|mask AP|mIoU|--tta)'
     for entry in entries:
         lines = Path(entry.cfg.filename).read_text().splitlines()

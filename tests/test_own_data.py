@@ -1,4 +1,4 @@
-"""A config of ours on a folder of the user's: what is found, what is set, what is refused."""
+"""One of our configs on a folder of the user's: what is found, what is set, what is refused."""
 import json
 import shutil
 from pathlib import Path

@@ -21,7 +21,7 @@ CAPTION = 28
 
 
 class Replay(BaseModel):
-    """Answers with predictions made from the data samples by `predict`."""
+    """Returns predictions made from the data samples by `predict`."""
 
     def __init__(self, predict, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Predictions for files: what is predicted, what is written, and what is skipped or refused."""
+"""Predictions for files: what is predicted, what is written, what is skipped or refused."""
 import csv
 import json
 import subprocess
@@ -214,7 +214,7 @@ def test_classes_of_images_are_written_as_csv(images, weights, tmp_path):
 @pytest.mark.parametrize('loading, order, seen', [
     ([dict(type='LoadImageFromFile')], None, 'rgb'), ([], None, 'bgr'), ([], 'bgr', 'rgb')])
 def test_images_reach_the_model_as_in_training(loading, order, seen, weights):
-    """Files are read as BGR, and sets in memory give RGB; `to_rgb` turns either around."""
+    """Files are read as BGR, and sets in memory give RGB; `to_rgb` converts either way."""
     cfg = config('classification')
     dataset = cfg.test_dataloader.dataset
     dataset.pipeline = [*loading, *dataset.pipeline[1:]]

@@ -141,7 +141,7 @@ def test_a_classifier_gets_the_same_pixels_in_testing_and_in_inference(
 def test_a_saved_cifar10_config_gets_what_it_got(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Configs of trainings before there was a channel order: RGB images, nothing converted."""
+    """Configs of training runs before there was a channel order: RGB images, nothing converted."""
     accept_toy_cifar10(monkeypatch)
     cfg = load_config(FOLDER / 'xformer_cifar10.py', data_root=tmp_path)
     make_toy_data(cfg, tmp_path)

@@ -31,7 +31,7 @@ def snippet(beginning: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The files that the snippets name, in a work folder of their own."""
+    """The files that the snippets name, in their own work folder."""
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
     image = cv2.resize(noise, (80, 60))
@@ -74,7 +74,7 @@ def test_a_config_in_pure_python(folder):
 
 
 def test_mmrotate_trains_with_our_backbone_without_an_import():
-    """In a process of its own: here the package has been imported."""
+    """In its own process: here the package has been imported."""
     mmrotate = pytest.importorskip('mmrotate')
     folder = Path(mmrotate.__file__).parent / '.mim' / 'configs' / 'rotated_retinanet'
     code = snippet('rotated-retinanet').replace("_base_ = '", f"_base_ = '{folder}/")

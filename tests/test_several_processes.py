@@ -143,7 +143,7 @@ def metrics(work_dir: Path) -> list[dict]:
 
 @pytest.fixture(scope='module', params=[detector, segmentor, classifier])
 def trained(request, tmp_path_factory):
-    """Config, and the work folders of a training in one process and of one in two."""
+    """Config, and the work folders of a training run in one process and of one in two."""
     root = tmp_path_factory.mktemp(request.param.__name__)
     config = write_config(request.param(root / 'data'), root / 'config.py')
     in_one_process('train', config, '--work-dir', root / 'one')
@@ -182,7 +182,7 @@ def test_every_image_is_evaluated_once(trained, tmp_path):
 
 
 def train_cut_and_resume(rank: int, root: str, port: int) -> None:
-    """A training in one go, and one that is cut off and resumed, as one of two processes."""
+    """A training run in one go, and one that is cut off and resumed, as one of two processes."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
                       MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)

@@ -61,7 +61,7 @@ def accept_toy_cifar10(monkeypatch: Any) -> None:
 
 
 def toy_scene(name: str) -> Scene:
-    """A scene with objects that depends on the name alone."""
+    """A scene with objects that depends only on the name."""
     return draw_scene(np.random.default_rng(zlib.crc32(name.encode())), num_objects=6)
 
 

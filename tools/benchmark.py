@@ -183,7 +183,7 @@ def noise(
 
 
 def names_of(texts: list[str]) -> list[str]:
-    """The types, with their settings where types alone do not tell the models apart."""
+    """The types, with their settings where types do not tell the models apart."""
     types = [text.partition(':')[0] for text in texts]
     return types if len(set(types)) == len(types) else texts
 

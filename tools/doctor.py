@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
 
 def judge_python(facts: Facts) -> list[Finding]:
-    """The interpreter's version, and a PYTHONPATH that may hide the environment's packages."""
+    """Judge the interpreter's version, and a PYTHONPATH that may hide the environment's packages."""
     version = '.'.join(map(str, facts.version))
     stack = facts.stack or stacks.STACKS['onedl']
     found = [Finding('ok', 'Python', f'{version} at {facts.python}')]
@@ -56,7 +56,7 @@ def judge_python(facts: Facts) -> list[Finding]:
 
 
 def judge_family(facts: Facts) -> list[Finding]:
-    """Exactly one family has to be there, best in the tested versions."""
+    """Judge the OpenMMLab packages: exactly one family, best in the tested versions."""
     names, pip = stacks.families(facts.distributions), f'{facts.python} -m pip'
     if facts.family == 'both':
         text = ('both families of the OpenMMLab stack are installed and overwrite each other: '
@@ -83,7 +83,7 @@ def judge_family(facts: Facts) -> list[Finding]:
 
 
 def judge_flavours(facts: Facts) -> list[Finding]:
-    """torch and torchvision for the same CUDA, or both for the CPU."""
+    """Judge whether torch and torchvision are for the same CUDA, or both for the CPU."""
     versions = [facts.detail(name, 'version') or '' for name in ('torch', 'torchvision')]
     flavours = {version.partition('+')[2] for version in versions} - {''}
     if len(flavours) < 2:
@@ -94,7 +94,7 @@ def judge_flavours(facts: Facts) -> list[Finding]:
 
 
 def judge_gpu(facts: Facts) -> list[Finding]:
-    """What a visible GPU needs: a CUDA torch that sees it, and mmcv's CUDA ops."""
+    """Judge what a visible GPU needs: a CUDA torch that sees it, and mmcv's CUDA ops."""
     gpu, cuda = facts.detail('torch', 'gpu'), facts.detail('torch', 'cuda')
     if facts.detail('torch', 'version') is None:
         return []
@@ -114,7 +114,7 @@ def judge_gpu(facts: Facts) -> list[Finding]:
 
 
 def judge_compiler() -> list[Finding]:
-    """Only a build of mmcv needs one, so its absence is a note."""
+    """Look for a C++ compiler; only a build of mmcv needs one, so its absence is a note."""
     found = stacks.compiler()
     if found is None:
         return [Finding('note', 'C++ compiler', 'none (needed only to build mmcv)',
@@ -126,7 +126,7 @@ def judge_compiler() -> list[Finding]:
 
 
 def judge_module(module: str, facts: Facts) -> list[Finding]:
-    """Whether a module imports; parts of a package that does not are passed over."""
+    """Judge whether a module imports; parts of a package that does not are passed over."""
     record = facts.modules[module]
     if module == 'mmcv._ext' and {'mmcv', 'mmcv-lite'} <= set(facts.distributions):
         return [judge_mixture(facts)]
@@ -153,7 +153,7 @@ def judge_mixture(facts: Facts) -> Finding:
 
 
 def judge_error(module: str, record: dict, facts: Facts) -> Finding:
-    """Why a module did not import, and what repairs it."""
+    """Find out why a module did not import, and what repairs it."""
     error = record['error']
     missing = re.search(r"No module named '([\w.]+)'", error)
     name = missing.group(1) if missing else ''
@@ -178,7 +178,7 @@ def judge_error(module: str, record: dict, facts: Facts) -> Finding:
 
 
 def examine(python: str, env: dict[str, str] | None = None) -> list[Finding]:
-    """The whole report on an interpreter, in reading order.
+    """Return the whole report on an interpreter, in reading order.
 
     Raises:
         RuntimeError: the interpreter itself does not run.
@@ -199,7 +199,7 @@ def report(findings: Sequence[Finding]) -> int:
 
 
 def choose_python(given: str | None) -> str:
-    """The interpreter to examine: the given one, an active environment, .venv, or this one."""
+    """Return the interpreter to examine: the given one, an active environment, .venv, or this one."""
     if given:
         return shutil.which(given) or given
     in_environment = sys.prefix != sys.base_prefix or 'CONDA_PREFIX' in os.environ

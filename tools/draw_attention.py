@@ -14,7 +14,7 @@ from xvit_mm.utils.config import ConfigError, load_config
 def main(default_ways: tuple[str, ...] = WAYS) -> None:
     parser = config_arguments(
         'Draw what a backbone attends to, and its effective receptive field, over images.')
-    parser.add_argument('checkpoint', help='of a training, or official as released')
+    parser.add_argument('checkpoint', help='your own, or official as released')
     parser.add_argument('images', nargs='+', metavar='IMAGE')
     parser.add_argument('--out', '--out-dir', metavar='FOLDER', required=True, dest='out')
     parser.add_argument('--ways', nargs='+', choices=WAYS, default=default_ways,

@@ -24,7 +24,7 @@ from bootstrap.stacks import STACKS, Stack
 
 
 def examine(setup: Setup) -> str:
-    """The doctor's report on the new environment; what it finds broken ends the set-up."""
+    """Run the doctor on the new environment; what it finds broken ends the set-up."""
     stack = setup.stack
     findings = doctor.examine(str(stack.python), stack.variables())
     print(*findings, sep='\n', file=setup.log)
@@ -123,7 +123,7 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def parser_of(program_doc: str, **options: object) -> argparse.ArgumentParser:
-    """A parser with the option that chooses an environment."""
+    """Return a parser with the option that chooses an environment."""
     parser = argparse.ArgumentParser(
         description=program_doc, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
     parser.add_argument('--stack', choices=STACKS, default='onedl',

@@ -13,7 +13,7 @@ def main() -> None:
     parser = config_arguments(
         'Export a model, or a part of it, to ONNX for any batch and image size.')
     parser.add_argument('checkpoint', nargs='?',
-                        help="of a training, or official as released; 'official': the authors' for "
+                        help="your own, or official as released; 'official': the authors' for "
                         'this config; random weights without it')
     parser.add_argument('--out', metavar='FILE.onnx', required=True, help='where to write')
     parser.add_argument(

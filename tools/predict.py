@@ -13,7 +13,7 @@ from xvit_mm.utils.config import load_config
 def main() -> None:
     parser = config_arguments(
         'Predict for images, videos or a webcam: annotated pictures, and the predictions as files.')
-    parser.add_argument('checkpoint', help="of a training, or official as released; 'official': "
+    parser.add_argument('checkpoint', help="your own, or official as released; 'official': "
                         "the authors' for this config, downloaded once")
     parser.add_argument('inputs', nargs='+', metavar='INPUT',
                         help='image, video, folder, pattern in quotation marks, or webcam number')

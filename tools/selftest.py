@@ -18,7 +18,7 @@ from bootstrap.stacks import ROOT
 
 
 def read_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Key of the stack, and the arguments for pytest; a mistake ends the program."""
+    """Return the key of the stack and the arguments for pytest; a mistake ends the program."""
     parser = environment.parser_of(
         __doc__, usage='selftest.py [--stack STACK] [--quick | --all] [options of pytest]',
         allow_abbrev=False)

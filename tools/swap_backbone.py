@@ -2,7 +2,7 @@
 
     python tools/swap_backbone.py my_config.py --backbone xvit_mm.CrossFormer --arch s --out new.py
 
-The new config inherits from yours, holds the changes alone and explains each of them.
+The new config inherits from yours, holds only the changes and explains each.
 """
 import argparse
 

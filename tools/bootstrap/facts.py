@@ -17,7 +17,7 @@ class Facts(NamedTuple):
     modules: dict[str, dict[str, Any]]
 
     def detail(self, module: str, name: str) -> Any:
-        """One fact of a module, None if it did not import."""
+        """Return one fact of a module, None if it did not import."""
         return self.modules.get(module, {}).get(name)
 
     @property
@@ -62,7 +62,7 @@ def gather(python: str, names: Sequence[str], env: dict[str, str] | None = None)
 def _probe(
     python: str, names: Sequence[str], env: dict[str, str] | None
 ) -> tuple[list[dict[str, Any]], str]:
-    """Records that the child printed, and how it ended."""
+    """Return the records that the child printed, and how it ended."""
     command = [python, str(Path(__file__).with_name('probe.py')), *names]
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)

@@ -37,7 +37,7 @@ HOPELESS = {
     r'ConnectTimeout|Connection (?:refused|reset)|Network is unreachable|Read timed out|VERIFY_FAI':
         'the package index cannot be reached. Check the network, the proxy (HTTPS_PROXY), the '
         'certificates (PIP_CERT) and the index (`pip config list`, PIP_INDEX_URL), then run the '
-        'same command again: it goes on from here.',
+        'same command again: it continues from here.',
 }
 PIP_FAILURES = {
     **HOPELESS,
@@ -57,7 +57,7 @@ class SetupError(Exception):
 
 
 def pip_failure(output: str) -> SetupError:
-    """The error for what a failed pip printed, with the end of that."""
+    """Return the error for what a failed pip printed, with the end of that output."""
     tail = '\n'.join(output.strip().splitlines()[-12:])
     for pattern, message in PIP_FAILURES.items():
         if found := re.search(pattern, output):
@@ -127,7 +127,7 @@ def stop(child: subprocess.Popen) -> None:
 
 
 def version_of(python: str) -> str:
-    """'3.11' if this command is such a Python that can make environments, else ''."""
+    """Return '3.11' if this command is a Python 3.11 that can make environments, else ''."""
     code = 'import sys, venv, ensurepip; print("{}.{}".format(*sys.version_info))'
     try:
         done = subprocess.run([python, '-c', code], capture_output=True, text=True)
@@ -137,7 +137,7 @@ def version_of(python: str) -> str:
 
 
 def find_python(stack: Stack, given: str | None = None) -> str:
-    """A Python that the stack exists for: the given one, this one, or one of this machine.
+    """Return a Python that the stack exists for: the given one, this one, or one of this machine.
 
     Raises:
         SetupError: there is none.
@@ -177,7 +177,7 @@ def refuse(stack: Stack) -> None:
 
 
 def is_whole(info: Path) -> bool:
-    """Whether all files of an installed distribution are there; pip writes the list last."""
+    """Return whether all files of an installed distribution are there; pip writes the list last."""
     record = info / 'RECORD'
     return record.exists() and all(
         row[0].endswith('.pyc') or (info.parent / row[0]).exists()
@@ -185,7 +185,7 @@ def is_whole(info: Path) -> bool:
 
 
 def forget_damaged(stack: Stack) -> list[str]:
-    """Drop the entries of half-installed packages, so that pip installs them again."""
+    """Remove the entries of half-installed packages, so that pip installs them again."""
     site = stack.site_packages()
     damaged = [info for info in site.glob('*.dist-info') if not is_whole(info)]
     for path in [*damaged, *site.glob('~*')]:
@@ -194,7 +194,7 @@ def forget_damaged(stack: Stack) -> list[str]:
 
 
 def make_venv(setup: Setup, python: str) -> str:
-    """A virtual environment with a working pip; what is in an existing one stays."""
+    """Make a virtual environment with a working pip; keep what is in an existing one."""
     stack = setup.stack
     damaged = forget_damaged(stack)
     if stack.python.exists() and setup.run(str(stack.python), '-m', 'pip', '--version')[0] == 0:
@@ -209,7 +209,7 @@ def make_venv(setup: Setup, python: str) -> str:
 
 
 def install_torch(setup: Setup) -> str:
-    """Build tools, then torch and torchvision together: they have to match."""
+    """Install the build tools, then torch and torchvision together: they have to match."""
     stack = setup.stack
     free = shutil.disk_usage(ROOT).free / 1e9
     if 'torch' not in stack.installed() and free < DISK_GB:
@@ -221,7 +221,7 @@ def install_torch(setup: Setup) -> str:
 
 
 def install_mmcv(setup: Setup) -> str:
-    """mmcv with ops that load in this torch: the one that is there, a wheel, or a build.
+    """Get mmcv with ops that load in this torch: keep the present one, take a wheel, or build it.
 
     pip's cache is left out: its key for mmcv does not know of torch.
     """
@@ -262,14 +262,14 @@ def _install_mmcv(setup: Setup, ops: str, *, compiled: bool) -> bool:
 
 
 def jobs() -> int:
-    """Parallel compilers: one per core, if each has about 1.5 GB of memory."""
+    """Return how many compilers to run: one per core, if each has about 1.5 GB of memory."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     most = max(1, min(len(os.sched_getaffinity(0)), int(memory / 1.5e9)))
     return int(os.environ.get('MAX_JOBS') or most)
 
 
 def ops_to_build(setup: Setup) -> str:
-    """'cuda' where torch sees a GPU and nvcc is of its CUDA's major version, else 'cpu'."""
+    """Return 'cuda' where torch sees a GPU and nvcc is of its CUDA's major version, else 'cpu'."""
     cuda = re.search(r'cuda: (\d+)', setup.python(CUDA_CHECK)[1])
     if cuda is None:
         return 'cpu'
@@ -283,7 +283,7 @@ def ops_to_build(setup: Setup) -> str:
 
 
 def use_opencv_that_loads(setup: Setup) -> None:
-    """opencv-python needs libGL; its headless variant, with the same files, does not."""
+    """Replace opencv-python, which needs libGL, by its headless variant where that is missing."""
     lacks = 'cannot open shared object'
     if lacks in setup.python('import cv2')[1]:
         setup.pip('install', '--force-reinstall', '--no-deps', 'opencv-python-headless')
@@ -294,7 +294,7 @@ def use_opencv_that_loads(setup: Setup) -> None:
 
 
 def install_rest(setup: Setup) -> str:
-    """The other packages, and this one in editable form."""
+    """Install the other packages, and this one in editable form."""
     setup.pip('install', '--no-build-isolation', '--editable', f'.[{setup.stack.key},dev]')
     use_opencv_that_loads(setup)
     return admit_mmcv(setup.stack)

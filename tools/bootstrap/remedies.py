@@ -1,4 +1,4 @@
-"""Failures with a known remedy, and the commands that mend an environment."""
+"""Failures with a known remedy, and the commands that repair an environment."""
 import re
 
 from bootstrap import stacks
@@ -42,19 +42,19 @@ FAILURES = {
 
 
 def explain(module: str, error: str) -> tuple[str, str] | None:
-    """Meaning and remedy template of a known import failure, None if it is not known."""
+    """Return meaning and remedy template of a known import failure, None if it is not known."""
     return next((known for pattern, known in FAILURES.items()
                  if re.search(pattern, f'{module}: {error}', re.DOTALL)), None)
 
 
 def minor_of_torch(facts: Facts) -> int | None:
-    """12 for torch 2.12.1."""
+    """Return 12 for torch 2.12.1."""
     found = re.match(r'2\.(\d+)\.', facts.distributions.get('torch', ''))
     return int(found.group(1)) if found else None
 
 
 def fill_in(template: str, facts: Facts) -> str:
-    """The command of a template; in the project's own environment one command repairs all."""
+    """Return the command of a template; in the project's own environment one command repairs all."""
     if facts.project_stack and '{' in template:
         return facts.project_stack.command + ' --repair'
     template = template.replace('{mmcv}', _build_mmcv(facts, _mmcv(facts)))
@@ -108,7 +108,7 @@ def _opencv(facts: Facts) -> str:
 
 
 def install_template(module: str, facts: Facts) -> str:
-    """Template of the command that installs a missing module."""
+    """Return the template of the command that installs a missing module."""
     if module == 'torchvision':
         return '{pip} install {torchvision}'
     if module == 'xvit_mm':
@@ -122,7 +122,7 @@ def install_template(module: str, facts: Facts) -> str:
 
 
 def install_family(pip: str, key: str) -> str:
-    """Installs a whole family into an environment of the user's own, whose torch is kept.
+    """Return the command that installs a family into a user's environment and keeps its torch.
 
     Two calls: without torch and the build tools, mmcv would be built without its ops.
     """
@@ -135,7 +135,7 @@ def install_family(pip: str, key: str) -> str:
 
 
 def separate_families(facts: Facts) -> str:
-    """Commands for an environment with both families.
+    """Return the commands for an environment with both families.
 
     Both are uninstalled: they share file names, so removing one damages the other.
     """
@@ -147,7 +147,7 @@ def separate_families(facts: Facts) -> str:
 
 
 def restore_package(facts: Facts) -> str:
-    """For a damaged copy of this package, or one that meets versions it was not tested with."""
+    """Return commands for a damaged copy of this package, or for untested versions beside it."""
     stack, git = facts.stack or stacks.STACKS['onedl'], f'git -C {stacks.ROOT}'
     tested = map(stack.pinned, ('torch', 'torchvision', 'numpy', stack.packages['mmengine']))
     return (f'{git} status --short xvit_mm   (lists changed and lost files; `{git} restore '

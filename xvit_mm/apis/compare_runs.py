@@ -16,7 +16,7 @@ def read_runs(work_dirs: Sequence[str | Path]) -> dict[str, History]:
     """What runs have logged, by a short label for each: the folder's name, or more of its path.
 
     Raises:
-        ConfigError: a folder does not exist, is named twice, or holds no log of a training.
+        ConfigError: a folder does not exist, is named twice, or holds no training log.
     """
     paths = [Path(work_dir).resolve() for work_dir in work_dirs]
     if len(set(paths)) < len(paths):
@@ -26,7 +26,7 @@ def read_runs(work_dirs: Sequence[str | Path]) -> dict[str, History]:
         history = read_history(path, None)
         if not history.losses and not history.metrics:
             raise ConfigError(
-                f'{str(work_dir)!r} holds no log of a training: */vis_data/scalars.json is written '
+                f'{str(work_dir)!r} holds no training log: */vis_data/scalars.json is written '
                 'below the work dir by LocalVisBackend')
         histories.append(history)
     return dict(zip(_labels(paths), histories))

@@ -149,10 +149,10 @@ class TestPipeline:
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path, cfg: Config) -> Mapping[str, Any]:
-    """Load a checkpoint, official or of a training, into a whole model.
+    """Load a checkpoint, official or your own, into a whole model.
 
     Returns:
-        what a training notes of its data set: `classes` and `palette`; empty for other files.
+        what a run records of its data set: `classes` and `palette`; empty for other files.
 
     Raises:
         CheckpointError: unreadable, or it does not cover the whole model.

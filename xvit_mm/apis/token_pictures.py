@@ -59,7 +59,7 @@ def write_token_pictures(
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path) -> str:
-    """Load a checkpoint, official or of a training; returns what there is to say about it.
+    """Load a checkpoint, official or your own; return a report.
 
     Raises:
         CheckpointError: unreadable, or it does not fit.
@@ -67,7 +67,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> str:
     try:
         return str(load_official(model, checkpoint))
     except TypeError:
-        # No backbone of ours, as under a neck of ours: such files come from a training only.
+        # Not our backbone, only our neck: such files come from training runs only.
         state_dict = find_state_dict(read_checkpoint(checkpoint))
     try:
         model.load_state_dict(state_dict)

@@ -130,7 +130,7 @@ def official_model(cfg: Any) -> str:
     configs = ', '.join(released.config for released in catalogue().values() if released.config)
     raise CheckpointError(
         f'official: no weights of the whole model {name!r} are released; there are those of '
-        f'{configs}. Weights for the backbone alone go with tools/train.py --pretrained official')
+        f'{configs}. Weights for only the backbone go with tools/train.py --pretrained official')
 
 
 def _type_name(settings: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ def check_values(tensors: StateDict, own: StateDict) -> None:
     if wrong:
         more = f', the first of {len(wrong)} such tensors,' if len(wrong) > 1 else ''
         raise CheckpointError(
-            f'{wrong[0]}{more} has values that are NaN or infinite: the training that wrote this '
+            f'{wrong[0]}{more} has values that are NaN or infinite: the run that wrote this '
             'checkpoint had diverged, or the file is damaged. Nothing was loaded')
 
 

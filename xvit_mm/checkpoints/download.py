@@ -81,7 +81,8 @@ def check_hash(path: Path, expected: str | None = None) -> None:
     The record is `{path}.sha256`, in the format of the program `sha256sum`. It outlives the file.
 
     Raises:
-        CheckpointError: no checkpoint, such as the page of a login, or not the file of before.
+        CheckpointError: no checkpoint, such as a login page, or not the file that was
+            downloaded before.
     """
     with path.open('rb') as file:
         if not file.read(2).startswith(_MAGIC):

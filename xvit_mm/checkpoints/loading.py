@@ -126,7 +126,7 @@ def load_tensors(
     if strict and (misfits := report.misfits()):
         raise CheckpointError(
             f'the checkpoint does not cover the whole {type(module).__name__}: {misfits}. Weights '
-            'of a backbone alone are for tools/train.py --pretrained. Nothing was loaded')
+            'of only a backbone are for tools/train.py --pretrained. Nothing was loaded')
     check_kinds(fitting, own)
     check_values(fitting, own)
     check_settings(fitting, module)

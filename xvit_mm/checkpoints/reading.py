@@ -91,6 +91,7 @@ def _load(file: Path, map_location: Any) -> Any:
         start = stream.read(9)
     if start[8:] == b'{':
         return _load_safetensors(file, map_location)
+    # torch reads this variable, and exports no function that does.
     if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0').lower() in ('1', 'y', 'yes', 'true'):
         raise CheckpointError(
             f'{file} cannot be read while TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, which torch takes '

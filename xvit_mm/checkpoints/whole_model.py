@@ -12,7 +12,7 @@ from .reading import find_state_dict
 
 
 def load_whole_model(model: nn.Module, contents: Mapping[str, Any], source: str | Path) -> None:
-    """Load a checkpoint, official or of a training, into a model: heads and necks too.
+    """Load a checkpoint, official or your own, into a model: heads and necks too.
 
     Args:
         model: of mmdet, mmseg or mmpretrain, with any backbone.

@@ -98,7 +98,7 @@ class _Resumable:
         return iterator
 
     def random_state(self) -> dict[str, Any]:
-        """The random state that the training goes on with, also during a validation."""
+        """The random state that training continues with, also during validation."""
         return self._state_before_validation or random_state()
 
     def _validate(self) -> None:

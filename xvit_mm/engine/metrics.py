@@ -18,7 +18,7 @@ class ClassificationLoss(BaseMetric):
 
     Args:
         loss: a config of any loss that takes logits [B, C] and labels [B] and begins with a
-            softmax, as `LabelSmoothLoss` does; usually that of the training. Default: cross
+            softmax, as `LabelSmoothLoss` does; usually the one used for training. Default: cross
             entropy.
     """
 

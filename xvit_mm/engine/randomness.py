@@ -1,4 +1,4 @@
-"""Random numbers that depend on where a training stands, not on how it got there."""
+"""Random numbers that depend on how far a run is, not on how it got there."""
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -79,7 +79,7 @@ class SeededIndex(int):
 
 
 class SeededDataset(Dataset):
-    """A data set whose random transforms depend on the key of a `SeededIndex` alone.
+    """A data set whose random transforms depend only on the key of a `SeededIndex`.
 
     An image that cannot be read is named. It passes for the data set that it wraps: all other
     attributes are that one's, for reading and for writing, as hooks that change a pipeline expect.

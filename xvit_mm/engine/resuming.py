@@ -1,4 +1,4 @@
-"""Whether and from which checkpoint a training can go on."""
+"""Whether a run can be resumed, and from which checkpoint."""
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def newest_readable(
     read: Callable[[str], Mapping[str, Any]],
     warn: Callable[[str], None],
 ) -> Path | None:
-    """Return the first checkpoint that a training can go on from, None if there are none at all.
+    """Return the first checkpoint that a run can resume from, None if there are none at all.
 
     Raises:
         CheckpointError: there are some, and none of them can be read.
@@ -40,7 +40,7 @@ def newest_readable(
 
 
 def check_training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Raise a CheckpointError unless a training can go on with a checkpoint."""
+    """Raise a CheckpointError unless a run can be resumed from a checkpoint."""
     missing = [entry for entry in _NEEDED if entry not in checkpoint]
     meta = checkpoint.get('meta')
     if not missing and not {'epoch', 'iter'} <= set(meta if isinstance(meta, Mapping) else ()):

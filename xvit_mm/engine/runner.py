@@ -43,14 +43,14 @@ class Runner(MMEngineRunner):
     - For a model with one of our backbones official names are translated, and the backbone must be
       covered completely. Other models are loaded by name, as mmengine does.
     - `resume` without a path takes the newest checkpoint in the work folder that can be read.
-    - A resumed training goes on bit for bit, see docs/reliability.md. To that end mmengine's
+    - A resumed training goes on bit for bit, see docs/reliability.md. For this mmengine's
       CheckpointHook and training loops are replaced by subclasses, whatever the config.
     - Checkpoints are written beside their place and renamed.
 
     Attributes:
-        resumed_state: random states and position in the data of the checkpoint that the training
-            goes on from, or None.
-        may_start_over: whether a training that cannot be resumed starts from the beginning.
+        resumed_state: random states and position in the data of the checkpoint that the run
+            continues from, or None.
+        may_start_over: whether a run that cannot be resumed starts from the beginning.
     """
 
     resumed_state: dict[str, Any] | None = None
@@ -136,7 +136,7 @@ class Runner(MMEngineRunner):
             self.resume(str(path))
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Go on with a training; arguments as mmengine's.
+        """Resume a run; arguments as mmengine's.
 
         Raises:
             CheckpointError: the file cannot be read, or holds weights only.

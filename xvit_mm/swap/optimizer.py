@@ -123,7 +123,7 @@ def _explain_decay(changes: Changes, place: str, keys: Sequence[str], *, whole: 
         'longer there have gone.'))
     if whole:
         changes.explain(f'{place}.custom_keys', (
-            "mmengine lets the longest matching key decide alone: those of the backbone's norms "
+            "mmengine lets the longest matching key decide: those of the backbone's norms "
             "and biases repeat the lr_mult of 'backbone'."))
 
 

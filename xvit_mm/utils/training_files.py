@@ -1,4 +1,4 @@
-"""The checkpoints in the work folder of a training."""
+"""The checkpoints in the work folder of a run."""
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def checkpoints_in(
     folders: str | Path | Sequence[str | Path],
     templates: Sequence[str] = TEMPLATES,
 ) -> list[Path]:
-    """Return the checkpoints of a training, those to be tried first at the head.
+    """Return the checkpoints of a run, the ones to try first in front.
 
     That is the one that `last_checkpoint` names, unless another is both newer and of a higher
     number, as after a kill between the two being written; then the others, the higher number first.

@@ -1,4 +1,4 @@
-# CIFAR-10, enlarged to 64 x 64: for trainings from scratch and for small machines.
+# CIFAR-10, enlarged to 64 x 64: for training runs from scratch and for small machines.
 _base_ = './cifar10.py'
 
 image_size = 64

@@ -70,7 +70,7 @@ def require(split: Split, path: str | Path, what: str) -> Path:
     found = sorted(entry.name for entry in parent.iterdir())
     raise split.problem(
         f'{what} {str(path)!r} does not exist; {parent} holds {shorten(found) or "nothing"}',
-        f'Name the folder of the data with --data-root FOLDER, or mend the paths: {LAYOUTS}')
+        f'Name the folder of the data with --data-root FOLDER, or correct the paths: {LAYOUTS}')
 
 
 def read(split: Split, path: str | Path, **options: Any) -> np.ndarray:

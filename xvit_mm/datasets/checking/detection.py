@@ -193,7 +193,7 @@ def _check_files(split: Split, folder: Path, images: list[dict[str, Any]]) -> No
         raise split.problem(
             f'{len(missing)} of {len(images)} images of the annotation file are not in {folder}, '
             f'the first is {missing[0]!r}',
-            'Download them, or mend data_prefix: it is put before file_name')
+            'Download them, or correct data_prefix: it is put before file_name')
 
 
 def _check_boxes(

@@ -49,7 +49,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save the best checkpoint, and record the validation in the last one."""
-        if not hasattr(self, 'file_backend'):  # a validation without a training
+        if not hasattr(self, 'file_backend'):  # validation only
             return
         self._is_validated, self._saved_step = True, None
         try:

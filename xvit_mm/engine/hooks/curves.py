@@ -35,7 +35,7 @@ Series = dict[int, float]  # iteration to value
 
 @HOOKS.register_module()
 class CurvesHook(Hook):
-    """Draws `work_dir/curves.png` after every validation and at the end of the training.
+    """Draws `work_dir/curves.png` after every validation and at the end of a run.
 
     The values are those that `LocalVisBackend` keeps below `work_dir`, of earlier runs too: a
     resumed run shows one curve, without the iterations that were rolled back. A validation loss
@@ -85,7 +85,7 @@ class CurvesHook(Hook):
                       'lacks LocalVisBackend', 'current', logging.WARNING)
         try:
             draw_curves(history, path, title=path.parent.name)
-        except OSError as error:  # a full disk must not end a training
+        except OSError as error:  # a full disk must not end a run
             print_log(f'the curves were not written: {error}', 'current', logging.WARNING)
 
 

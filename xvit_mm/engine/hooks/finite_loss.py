@@ -16,7 +16,7 @@ class DivergedError(RuntimeError):
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stops a training after several iterations in a row with a loss of inf or NaN.
+    """Stops a run after several iterations in a row with a loss of inf or NaN.
 
     The first of them is logged with its images: from the second on, the weights may be the cause.
 
@@ -25,7 +25,7 @@ class FiniteLossHook(Hook):
             mixed precision, after which the step is left out.
 
     Raises:
-        DivergedError: during the training.
+        DivergedError: while training.
     """
 
     priority = 'HIGH'  # before any hook saves a checkpoint

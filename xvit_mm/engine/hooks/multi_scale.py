@@ -18,7 +18,7 @@ class MultiScaleHook(Hook):
 
     The sizes are those of MobileViT's multi-scale sampler (arXiv 2110.02178), which also makes
     small images a larger batch; here the batch stays. The size depends on the seed and the number
-    of the iteration alone, so it is the same in all processes and in a resumed run.
+    of the iteration only, so it is the same in all processes and in a resumed run.
 
     Args:
         sizes: sides in pixels; images are square.

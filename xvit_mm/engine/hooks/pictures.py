@@ -37,7 +37,7 @@ class PicturesHook(Hook):
 
     Args:
         max_images: number of samples to draw.
-        interval: draw at every so many validations, and at the last one of a training.
+        interval: draw at every so many validations, and at the last one of a run.
         score_thr: detections with a lower score are not drawn.
         short_side: pictures are enlarged or reduced to this, in pixels, so that labels can be read.
         folder: where to write, relative to the work directory. In a folder outside it, or given by
@@ -133,7 +133,7 @@ class PicturesHook(Hook):
                 continue
             try:
                 self._draw_sample(runner, data_batch, index, sample, mode)
-            except OSError as error:  # a full disk must not end a training
+            except OSError as error:  # a full disk must not end a run
                 print_log(f'a picture was not written: {error}', 'current', logging.WARNING)
                 self._written = None
                 return

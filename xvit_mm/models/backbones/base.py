@@ -138,7 +138,7 @@ class Backbone(BaseModule):
     def fit_weights(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights of this variant, in our names, as this instance needs them.
 
-        For what depends on the image size alone, such as position embeddings; nothing by default.
+        For what depends only on the image size, such as position embeddings; nothing by default.
         """
         return state_dict
 

@@ -99,7 +99,7 @@ S = TypeVar('S', bound=Sized)
 
 
 class SizeCache(Generic[S]):
-    """Index tables and other values that follow from sizes alone, whatever the mode or the model.
+    """Index tables and other values that follow only from sizes, whatever the mode or the model.
 
     Holds at most `max_bytes`; what was not used for longest goes first.
     """

@@ -5,7 +5,7 @@ small patches first, [B, 1 + N, C] with the class token in front, and the grids 
 their patches, and returns tokens of the same shapes. Projections f lead into the width in which a
 scheme works and g back, each LayerNorm, GELU, Linear as in the official code.
 
-The official code has cross-attention alone. For the other three the paper gives formulas without
+The official code has only cross-attention. For the other three the paper gives formulas without
 the common width of f; here it is the large branch's (inferred).
 """
 from collections.abc import Sequence
