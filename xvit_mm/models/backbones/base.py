@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
@@ -28,7 +28,10 @@ class CommonArguments(TypedDict, total=False):
     init_cfg: dict | list[dict] | None
 
 
-def accepts_common_arguments(init: Any) -> Any:
+Init = TypeVar('Init', bound=Callable[..., None])
+
+
+def accepts_common_arguments(init: Init) -> Init:
     """Write the common arguments out in the signature of a constructor that ends in `**common`.
 
     For `help`, editors, and the error for an unknown argument.
@@ -36,7 +39,7 @@ def accepts_common_arguments(init: Any) -> Any:
     *own, _ = inspect.signature(init).parameters.values()
     defaults = inspect.signature(Backbone.__init__).parameters
     common = [defaults[name] for name in CommonArguments.__annotations__]
-    init.__signature__ = inspect.Signature([*own, *common])
+    vars(init)['__signature__'] = inspect.Signature([*own, *common])
     return init
 
 
