@@ -30,7 +30,7 @@ from xvit_mm.checkpoints import VT_RESNET_NAMES
 from xvit_mm.registry import MODELS
 
 from ..layers import Stage, VTSettings
-from ..layers.cache import sizes_are_symbolic
+from ..layers.cache import is_compiling, sizes_are_symbolic
 from ..layers.recorded_settings import EXTRA_STATE
 from ..settings import (MOST_BLOCKS, check_choice, check_drop_path_rate, check_mapping,
                         check_numbers, drop_path_rates)
@@ -252,7 +252,7 @@ class VTResNet(Backbone):
         net, maps = self.resnet, []
         x = net.stem(x) if net.deep_stem else net.relu(net.norm1(net.conv1(x)))
         if hasattr(net, 'maxpool'):
-            x = net.maxpool(x)
+            x = _max_pool(net.maxpool, x)
         for layer in self._layers():
             maps.append(x := layer(x, self._run))
         return maps
@@ -266,7 +266,7 @@ class VTResNet(Backbone):
         if not sizes_are_symbolic():
             return F.max_pool2d(x, 2, ceil_mode=True)
         # Exporters fix whether ceil_mode rounds up, and that of torch 2.1 does not know it.
-        return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float('-inf')), 2)
+        return _max_pool(nn.MaxPool2d(2), F.pad(x, (0, 1, 0, 1), value=float('-inf')))
 
     def _checked_out_type(self, out_type: str) -> str:
         check_choice('out_type', out_type, ('featmap', 'tokens'))
@@ -312,6 +312,14 @@ def _split_drop_path_rates(
     blocks = sum(variant['depths'])
     rates = drop_path_rates(drop_path_rate, blocks + variant['num_modules'])
     return rates[:blocks], rates[blocks:]
+
+
+def _max_pool(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
+    if not is_compiling():
+        return pool(x)
+    # A graph with a stride here holds for odd or for even maps alone.
+    x = F.max_pool2d(x, pool.kernel_size, 1, pool.padding)
+    return x[..., ::pool.stride, ::pool.stride]
 
 
 def _build_resnet(

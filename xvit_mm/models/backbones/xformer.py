@@ -112,7 +112,7 @@ class XFBlock(nn.Module):
         self.mlp = MLP(embed_dims, int(mlp_ratio * embed_dims))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), lengths))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 

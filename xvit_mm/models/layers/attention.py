@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .cache import sizes_are_symbolic
+from .cache import is_exporting, sizes_are_symbolic
 
 # CUDA's fused kernels put the batch on a grid axis of at most 65,535 blocks.
 MAX_FUSED_BATCH = 65_535
@@ -56,6 +56,9 @@ class _SplitHeads(torch.autograd.Function):
 
 def attends_fused(bias: Tensor) -> bool:
     """Whether `attend` is fused; on a CPU fused attention has no gradient for the bias."""
+    if is_exporting():
+        # To choose a fused kernel, torch compares sizes that an exported program computes itself.
+        return False
     return not bias.requires_grad or bias.device.type != 'cpu'
 
 

@@ -55,7 +55,7 @@ class BranchEmbedding(EvalCache):
     def forward(self, image: Tensor, grid: Grid) -> Tensor:
         size = tuple(n * self.patch_size for n in grid)
         # A traced model resizes always: at another size it may have to.
-        if image.shape[2:] != size or sizes_are_symbolic():
+        if sizes_are_symbolic() or image.shape[2:] != size:
             image = F.interpolate(image, size=size, mode='bicubic', align_corners=False)
         patches = self.proj(image).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)

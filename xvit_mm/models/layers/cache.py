@@ -145,6 +145,11 @@ def is_compiling() -> bool:
     return torch.compiler.is_compiling() if public else torch._dynamo.is_compiling()
 
 
+def is_exporting() -> bool:
+    """Whether torch.export is at work; not known before torch 2.7."""
+    return hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()
+
+
 def _autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast computes in on a type of device; None while it is off."""
     if hasattr(torch, 'get_autocast_dtype'):

@@ -14,13 +14,12 @@ With q, k, v [N, d] of one head, s_N = conv along tokens, s_D = conv along featu
     map      lambda / N  q ((s_N * s_D)^T v)       s_N(k) [N, d], s_D(k) [N, d]
 """
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import is_compiling, sizes_are_symbolic
+from .cache import sizes_are_symbolic
 
 ATTN_MODES = ('vector', 'map')
 KERNEL = 3
@@ -32,7 +31,8 @@ class CrossFeatureAttention(nn.Module):
     """Cross feature attention within sequences: tokens [B, T, C] to the same.
 
     The T tokens are one or more sequences in a row, `lengths` says how many tokens each has;
-    tokens of different sequences do not see each other.
+    tokens of different sequences do not see each other. Instead of lengths it may be a mask
+    [sequences, N] for sequences padded to N tokens, False for padding, which nothing reads.
 
     Args:
         embed_dims: C.
@@ -61,44 +61,50 @@ class CrossFeatureAttention(nn.Module):
         self.temperature = nn.Parameter(torch.full((num_heads, 1), float(init_lambda)))
         self.proj = nn.Linear(attn_dims, embed_dims)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
         qkv = self.qkv(x)
+        if isinstance(lengths, Tensor):
+            mask = lengths.repeat(x.shape[0], 1)
+            sequences = self.mix(qkv.reshape(*mask.shape, qkv.shape[2]), mask)
+            return self.proj(sequences.reshape(*x.shape[:2], self.proj.in_features))
         # Symbols cannot be compared without fixing the size.
         if not sizes_are_symbolic() and len(set(lengths)) == 1:
             # No -1 in these shapes, which would be ambiguous for an empty batch.
             sequences = qkv.reshape(x.shape[0] * len(lengths), lengths[0], qkv.shape[2])
             return self.proj(self.mix(sequences).reshape(*x.shape[:2], self.proj.in_features))
-        if is_compiling():
-            # To split by symbols fixes how they compare.
-            ends = list(accumulate(lengths))
-            parts = [qkv.index_select(1, torch.arange(end - length, end, device=x.device))
-                     for end, length in zip(ends, lengths)]
-        else:
-            parts = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
+        parts = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
         return self.proj(torch.cat([self.mix(part) for part in parts], dim=1))
 
-    def mix(self, qkv: Tensor) -> Tensor:
-        """[sequences, N, 3 D] to [sequences, N, D]."""
+    def mix(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[sequences, N, 3 D] to [sequences, N, D]; mask: [sequences, N], False for padding."""
         query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)  # [S, N, heads, d]
+        query, key = _unit_length(query), _unit_length(key)
         # Half of the 1 / N before the sum over N tokens and half after it: neither the terms nor
         # the sum then leave the range of fp16. N of qkv itself: behind unflatten it would be a
         # constant of an ONNX model.
         scale = qkv.shape[1]**-0.5
+        if mask is not None:
+            # A convolution pads with zeros as well.
+            key, value = (t * mask[:, :, None, None].to(t) for t in (key, value))
+            scale = mask.sum(1).clamp_min(1)[:, None, None].to(torch.float32)**-0.5
         read = self._vector if self.mode == 'vector' else self._map
-        return read(_unit_length(query), _unit_length(key), value, scale).flatten(2)
+        return read(query, key, value, scale).flatten(2)
 
-    def _vector(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def _vector(self, query: Tensor, key: Tensor, value: Tensor, scale: float | Tensor) -> Tensor:
         context = self.token_conv(key.flatten(2).transpose(1, 2))  # [S, heads, N]
-        feature = self.feature_conv(key.mean(1))  # [S, heads, d]
-        summary = torch.einsum('shn,snhd->shd', context * scale, value) * scale
+        mean = key.sum(1) * scale**2 if isinstance(scale, Tensor) else key.mean(1)
+        feature = self.feature_conv(mean.to(key))  # [S, heads, d]
+        summary = torch.einsum('shn,snhd->shd', (context * scale).to(value), value) * scale
         weight = torch.einsum('snhd,shd->snh', query, feature)
         summary = (self.temperature * summary).to(weight)
         return weight.unsqueeze(3) * summary.unsqueeze(1)
 
-    def _map(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def _map(self, query: Tensor, key: Tensor, value: Tensor, scale: float | Tensor) -> Tensor:
         context = self.token_conv(key.flatten(2).transpose(1, 2))  # [S, D, N]
         context = context.transpose(1, 2).unflatten(2, (self.num_heads, -1))
-        scores = context * self._along_features(key) * scale
+        if isinstance(scale, Tensor):
+            scale = scale[..., None]
+        scores = (context * self._along_features(key) * scale).to(value)
         summary = torch.einsum('snhd,snhe->shde', scores, value) * scale
         summary = (self.temperature.unsqueeze(2) * summary).to(query)
         return torch.einsum('snhd,shde->snhe', query, summary)

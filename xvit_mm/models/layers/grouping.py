@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cache import SizeCache, sizes_are_symbolic
+from .cache import SizeCache, is_exporting, sizes_are_symbolic
 
 # Added to the logits of padded keys: exp() of it is zero, and float16 can hold it.
 MASKED = -3e4
@@ -202,31 +202,46 @@ def _pair_offsets(
 def _group_padded(
     height: int, width: int, group_size: int, interval: int, device: torch.device
 ) -> Grouping:
-    """The same groups, all of them padded to G x G, by formulas that hold for symbolic sizes."""
-    if isinstance(height, Tensor):
-        # Sizes are tensors while tracing, where a branch would hold for the traced size alone.
-        small = torch.minimum(height, width) <= group_size
-        side = torch.where(small, torch.maximum(height, width), group_size)
-        interval = torch.where(small, 1, interval)
-    elif min(height, width) <= group_size:
-        side, interval = max(height, width), 1
-    else:
-        # torch.export and torch.compile note which branch it was: their graphs hold for it.
-        side = group_size
-    row_groups, row_places = _padded_axis(height, side, interval, device)
-    column_groups, column_places = _padded_axis(width, side, interval, device)
+    """The same groups, all of them padded to one shape, by formulas that hold for symbolic sizes."""
+    sides, interval = _symbolic_group(height, width, group_size, interval)
+    row_groups, row_places = _padded_axis(height, sides[0], interval, device)
+    column_groups, column_places = _padded_axis(width, sides[1], interval, device)
     rows, columns = row_groups[:, None, :, None], column_groups[None, :, None, :]
     order = rows.clamp(max=height - 1) * width + columns.clamp(max=width - 1)
     real = (rows < height) & (columns < width)
-    count, tokens = row_groups.shape[0] * column_groups.shape[0], side * side
+    count, tokens = row_groups.shape[0] * column_groups.shape[0], sides[0] * sides[1]
     mask = torch.where(real, 0., MASKED).reshape(count, 1, 1, tokens)
     # A token's place: first by its group, then by its position within the group.
     (row_group, row), (column_group, column) = row_places, column_places
     group = row_group[:, None] * column_groups.shape[0] + column_group
-    inverse = group * tokens + row[:, None] * side + column
+    inverse = group * tokens + row[:, None] * sides[1] + column
     return Grouping(
         order.flatten(), inverse.flatten(), (Part(count, tokens, mask),),
-        _offsets(side, side, device), _pair_offsets(side, side, (side, side), device))
+        _offsets(*sides, device), _pair_offsets(*sides, sides, device))
+
+
+def _symbolic_group(
+    height: int, width: int, group_size: int, interval: int
+) -> tuple[tuple[int, int], int]:
+    """Height and width of the groups of a map, and the interval between their tokens."""
+    if not (torch.jit.is_tracing() or is_exporting()):
+        # torch.compile notes which branch it was, and compiles again for the other one.
+        small = min(height, width) <= group_size
+        return ((height, width), 1) if small else ((group_size, group_size), interval)
+    # The file must hold for both: they are values that it computes, of which nothing is known.
+    if not torch.jit.is_tracing():
+        height, width = (torch.scalar_tensor(n, dtype=torch.int64) for n in (height, width))
+    small = torch.minimum(height, width) <= group_size
+    sides = (torch.where(small, size, group_size) for size in (height, width))
+    return tuple(map(_computed_size, sides)), _computed_size(torch.where(small, 1, interval))
+
+
+def _computed_size(size: Tensor) -> int:
+    if torch.jit.is_tracing():
+        return size  # whose sizes are tensors anyway
+    number = size.item()
+    torch._check(number >= 1)
+    return number
 
 
 def _padded_axis(

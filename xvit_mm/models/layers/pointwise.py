@@ -9,7 +9,7 @@ from mmcv.cnn.bricks import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .cache import shortcuts_allowed, sizes_are_symbolic
+from .cache import is_compiling, shortcuts_allowed, sizes_are_symbolic
 
 NormCfg = Mapping[str, Any] | None
 
@@ -112,12 +112,13 @@ def product_logits(filters: Tensor, layer: PointwiseConv, x: Tensor) -> Tensor:
 
 # The functions below read a map and its gradient in the layout that it has, channels first or last:
 # a product that transposes them, or a sum of both layouts, takes a multiple of the time on a CPU.
+# To compile or export they take the first way: asking for the layout would fix it, and sizes of 1.
 
 
 def apply_filters(filters: Tensor, x: Tensor) -> Tensor:
     """Products of filters [B, C, L] and the pixels of a map [B, C, H, W]: [B, L, H * W]."""
-    if x.is_contiguous():
-        return filters.transpose(1, 2) @ x.flatten(2)
+    if is_compiling() or x.is_contiguous():
+        return torch.bmm(filters.transpose(1, 2), x.flatten(2))
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     if x.device.type != 'cpu' or sizes_are_symbolic():
         return (pixels @ filters).transpose(1, 2)
@@ -128,15 +129,15 @@ def apply_filters(filters: Tensor, x: Tensor) -> Tensor:
 
 def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
     """Sums over the pixels of a map [B, C, H, W] with weights [B, L, H * W]: [B, C, L]."""
-    if x.is_contiguous() and x.requires_grad:
-        return x.flatten(2) @ weights.transpose(1, 2)
+    if is_compiling() or x.is_contiguous() and x.requires_grad:
+        return torch.bmm(x.flatten(2), weights.transpose(1, 2))
     return (weights @ x.permute(0, 2, 3, 1).flatten(1, 2)).transpose(1, 2)
 
 
 def add_weighted_sum(x: Tensor, value: Tensor, weights: Tensor) -> Tensor:
     """`x + value weights`: map [B, C, H, W], tokens [B, C, L], weights [B, heads, L, H * W]."""
     heads = weights.shape[1]
-    if heads == 1 and not x.is_contiguous():
+    if heads == 1 and not is_compiling() and not x.is_contiguous():
         pixels = x.permute(0, 2, 3, 1)
         weights = weights[:, 0].transpose(1, 2)
         sums = torch.baddbmm(pixels.flatten(1, 2), weights, value.transpose(1, 2))

@@ -15,7 +15,7 @@ def resample_tokens(
     grids spanning the same area. mode: `bilinear` or `bicubic`.
     """
     # A traced model interpolates always: for images of another size it may have to.
-    if source == target and not sizes_are_symbolic():
+    if not sizes_are_symbolic() and source == target:
         return tokens
     patches = tokens[:, 1:].transpose(1, 2)
     # Not unflatten, whose sizes would be constants of an ONNX model.

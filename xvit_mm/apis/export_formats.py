@@ -1,0 +1,162 @@
+"""Formats of exported modules: how a file is written, and how it is run to check it."""
+import importlib.util
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.onnx.errors
+from torch import Tensor, nn
+
+from xvit_mm.utils.config import ConfigError
+
+Size = tuple[int, int]
+Run = Callable[[Tensor], Sequence[Tensor]]
+NOTES = 'notes.json'  # in a .pt2 file
+
+# The new exporter to ONNX has its own since torch 2.5.
+ONNX_ERRORS = tuple(
+    module.OnnxExporterError for module in (torch.onnx.errors, torch.onnx)
+    if hasattr(module, 'OnnxExporterError'))
+
+
+class ExportError(ConfigError):
+    """A model that torch cannot export, or a file that does not compute what the model does."""
+
+
+def check_packages(suffix: str, dynamo: bool) -> None:
+    """Ask for what an exporter needs.
+
+    Raises:
+        ConfigError: a package is missing, torch is too old, or the suffix is not known.
+    """
+    if suffix == '.pt2':
+        if not hasattr(torch.compiler, 'is_exporting'):
+            raise ConfigError(f'.pt2 files need torch 2.7 or newer, and this is {torch.__version__}')
+        return
+    needed = ['onnx', 'onnxruntime'] + ['onnxscript'] * dynamo
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'exporting needs {", ".join(missing)}: pip install {" ".join(missing)} '
+                          '(or the extra: pip install "xvit_mm[export]")')
+    if dynamo and 'dynamo' not in inspect.signature(torch.onnx.export).parameters:
+        raise ConfigError(f'--dynamo needs torch 2.5 or newer, and this is {torch.__version__}')
+
+
+def write_onnx(
+    module: nn.Module,
+    names: Sequence[str],
+    path: Path,
+    *,
+    size: Size,
+    notes: Mapping[str, str],
+    opset: int | None = None,
+    dynamo: bool = False,
+) -> None:
+    """Write an ONNX file with free batch, height and width, and notes in its metadata."""
+    import onnx
+    options: dict[str, Any] = dict(
+        opset_version=opset or (18 if dynamo else 17), input_names=['images'],
+        output_names=list(names), verbose=False)
+    if dynamo:
+        options |= dict(dynamo=True, external_data=False, dynamic_shapes=_dynamic_shapes())
+    else:
+        options['dynamic_axes'] = {'images': {0: 'batch', 2: 'height', 3: 'width'}} | {
+            name: {0: 'batch'} for name in names}
+        # Before torch 2.5 there is no other way, and no such argument.
+        if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
+            options['dynamo'] = False
+    with warnings.catch_warnings(), _explained_errors(ONNX_ERRORS):
+        # The tracer warns of every comparison, and of its own age.
+        warnings.simplefilter('ignore')
+        # The new exporter takes a batch of one for a constant.
+        torch.onnx.export(module, (torch.randn(2, 3, *size),), str(path), **options)
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, dict(notes))
+    onnx.save(model, str(path))
+
+
+def open_onnx(path: Path) -> Run:
+    """Open a file of `write_onnx` in ONNX Runtime."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # no warnings of shapes that it did not expect
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=['CPUExecutionProvider'])
+    return lambda images: [
+        torch.from_numpy(output) for output in session.run(None, {'images': images.numpy()})]
+
+
+def write_program(
+    module: nn.Module,
+    names: Sequence[str],
+    path: Path,
+    *,
+    size: Size,
+    notes: Mapping[str, str],
+) -> None:
+    """Write a program of `torch.export` with free batch, height and width.
+
+    Notes and names of outputs are in its extra file `notes.json`.
+    """
+    program = export_program(module, size)
+    text = json.dumps(dict(notes, outputs=list(names)))
+    torch.export.save(program, str(path), extra_files={NOTES: text})
+
+
+class AnySize(nn.Module):
+    """A module of images [B, 3, H, W] to tensors, for `torch.export` with every size.
+
+    Sizes of an input are taken apart from 1, and from each other wherever the exporter compares
+    them. Sizes that the program computes itself are not: the images are selected by such ones.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        for axis in (0, 2, 3):
+            size = torch.scalar_tensor(images.shape[axis], dtype=torch.int64).item()
+            torch._check(size >= 1)
+            images = images.index_select(axis, torch.arange(size, device=images.device))
+        return self.module(images)
+
+
+@torch.no_grad()
+def export_program(module: nn.Module, size: Size) -> Any:
+    """`torch.export` of a module of images [B, 3, H, W], for any batch, height and width.
+
+    size: (height, width) of the image that the exporter sees. Returns an ExportedProgram.
+
+    Raises:
+        ExportError: the module does what a program for every size cannot do.
+    """
+    # It has no common class for its errors.
+    with warnings.catch_warnings(), _explained_errors((Exception,)):
+        warnings.simplefilter('ignore')
+        return torch.export.export(
+            AnySize(module), (torch.randn(2, 3, *size),), dynamic_shapes=_dynamic_shapes())
+
+
+def open_program(path: Path) -> Run:
+    """Open a file of `write_program`."""
+    return torch.export.load(str(path)).module()
+
+
+def _dynamic_shapes() -> tuple[dict[int, Any]]:
+    dim = torch.export.Dim
+    return ({0: dim('batch'), 2: dim('height'), 3: dim('width')},)
+
+
+@contextmanager
+def _explained_errors(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        reason = ' '.join(str(error).split())[:300]
+        raise ExportError(f'torch {torch.__version__} cannot export this: {reason}') from error
