@@ -1,0 +1,131 @@
+"""torch.compile: few graphs for many sizes, the same results, and checkpoints as without it."""
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from small_models import SMALL
+from torch import nn
+
+from xvit_mm.engine import Runner
+from xvit_mm.registry import MODELS
+
+compiler = pytest.importorskip('torch._dynamo.testing')
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='torch 2.7 or newer'),
+]
+
+
+def backbone(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name]))
+
+
+def sizes(number: int) -> list[tuple[int, int]]:
+    """Odd and even ones, as images have that are scaled for a detector."""
+    generator = random.Random(0)
+    return [(generator.randrange(160, 290), generator.randrange(160, 290)) for _ in range(number)]
+
+
+def compiled(model: nn.Module, backend: str):
+    torch._dynamo.reset()
+    counter = compiler.CompileCounterWithBackend(backend)
+    model.compile(dynamic=True, backend=counter)
+    return counter
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    'backend', ['eager', pytest.param('inductor', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', sorted(SMALL))
+def test_twenty_sizes_take_at_most_two_graphs(name, backend):
+    model, plain = backbone(name).eval(), backbone(name).eval()
+    counter = compiled(model, backend)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    for height, width in sizes(20):
+        # With a batch of one, kernels for tiny maps differ from others.
+        images = torch.randn(2, 3, height, width)
+        for found, expected in zip(model(images), plain(images)):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert 1 <= counter.frame_count <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('backend', ['aot_eager', 'inductor'])
+@pytest.mark.parametrize('name', sorted(SMALL))
+def test_training_takes_at_most_two_graphs_and_gives_the_same_gradients(name, backend):
+    model, plain = (backbone(name).train() for _ in range(2))
+    for part in (*model.modules(), *plain.modules()):
+        if hasattr(part, 'drop_prob'):
+            part.drop_prob = 0.
+    counter = compiled(model, backend)
+    for height, width in sizes(4):
+        images = torch.randn(2, 3, height, width)
+        for net in (model, plain):
+            net.zero_grad()
+            sum((m**2).mean() for m in net(images)).backward()
+        largest = max(p.grad.abs().max().item() for p in plain.parameters() if p.grad is not None)
+        for found, expected in zip(model.parameters(), plain.parameters()):
+            if expected.grad is not None:
+                # Some gradients are zero but for rounding.
+                torch.testing.assert_close(
+                    found.grad, expected.grad, rtol=1e-3, atol=1e-5 * largest)
+    assert 1 <= counter.frame_count <= 2
+
+
+class Images(torch.utils.data.Dataset):
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return dict(inputs=torch.randn(3, 70, 90, generator=generator))
+
+
+class Model(BaseModel):
+
+    def __init__(self) -> None:
+        super().__init__()
+        settings = {**SMALL['XFormer'], 'drop_path_rate': 0., 'out_indices': (1,)}
+        self.backbone = MODELS.build(dict(type='xvit_mm.XFormer', **settings))
+
+    def forward(self, inputs, mode='tensor'):
+        maps = self.backbone(inputs)
+        return dict(loss=maps[-1].square().mean()) if mode == 'loss' else maps
+
+
+def train(folder: Path, *, epochs: int, resume: bool = False, **settings) -> Runner:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    runner = Runner(
+        Model(), work_dir=str(folder), experiment_name=f'compile_{os.urandom(4).hex()}',
+        train_dataloader=dict(
+            dataset=Images(), batch_size=2, collate_fn=dict(type='default_collate'),
+            sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs), resume=resume,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        visualizer=dict(type='Visualizer'), log_level='WARNING', cfg=Config(settings))
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('first, then', [(True, False), (False, True)], ids=['off', 'on'])
+def test_a_compiled_training_goes_on_uncompiled_and_the_reverse(first, then, tmp_path):
+    """Both halves give the weights of a training without compilation."""
+    options = dict(backend='eager')
+    for compiled, epochs in ((first, 1), (then, 2)):
+        runner = train(tmp_path / 'mixed', epochs=epochs, resume=epochs == 2,
+                       compile=options if compiled else False)
+        assert (runner.model.backbone._compiled_call_impl is not None) == compiled
+    expected = train(tmp_path / 'plain', epochs=2).model.state_dict()
+    found = runner.model.state_dict()
+    assert list(found) == list(expected)
+    saved = torch.load(tmp_path / 'mixed' / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert list(saved) == list(expected)
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-5)
