@@ -6,6 +6,7 @@ import numpy as np
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.logging import print_log
+from torch import Tensor, nn
 
 from xvit_mm.models.backbones import CrossFormer
 from xvit_mm.utils.config import ConfigError
@@ -56,43 +57,67 @@ def write_attention_pictures(
         _shares(pixel, picture, path)
     pipeline = TestPipeline(cfg)
     model = build_model(cfg)
-    has_tokens = any(hasattr(getattr(model, part, None), 'token_attention')
-                     for part in ('backbone', 'neck'))
     written: list[Path] = []
-    if 'attention' in ways and has_tokens:
+    if 'attention' in ways and _has_tokens(model):
         written += write_token_pictures(cfg, checkpoint, images, folder, columns=columns)
         ways = [way for way in ways if way != 'attention']
     if not ways:
         return written
     print_log(load_weights(model, checkpoint))
     model.to(checked_device(device)).eval()
+    kind = type(model.backbone).__name__
     for path, picture in pictures.items():
-        shares = _shares(pixel, picture, path)
-        packed = pipeline(picture)
-        inputs = model.data_preprocessor(
-            {key: [value] for key, value in packed.items()}, False)['inputs']
-        shown = packed['inputs'].permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
-        shown = shown if pipeline.is_rgb else shown[..., ::-1]
-        # The batch may be padded on the right and at the bottom.
-        at = (shares[0] * shown.shape[1] / inputs.shape[3],
-              shares[1] * shown.shape[0] / inputs.shape[2])
+        query = _shares(pixel, picture, path)
+        inputs, shown = _prepare(model, pipeline, picture)
         for way in ways:
-            try:
-                maps = (attention_maps if way == 'attention' else receptive_fields)(
-                    model.backbone, inputs, at)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f'{way} cannot be drawn: {error}') from error
-            maps = {
-                name: F.interpolate(values[None, None], inputs.shape[2:])[0, 0, :shown.shape[0],
-                                                                          :shown.shape[1]]
-                for name, values in maps.items()}
-            written.append(Path(folder) / f'{path.stem}_{way.replace("-", "_")}.png')
+            maps = _compute_maps(model.backbone, way, inputs, shown.shape[:2], query)
             has_query = way != 'attention' or isinstance(model.backbone, CrossFormer)
+            written.append(Path(folder) / f'{path.stem}_{way.replace("-", "_")}.png')
             write_heat_maps(
-                written[-1], np.ascontiguousarray(shown), maps, columns=columns,
-                pixel=shares if has_query else None,
-                title=f'{type(model.backbone).__name__}, {way.replace("-", " ")}: {path.name}')
+                written[-1], shown, maps, columns=columns, pixel=query if has_query else None,
+                title=f'{kind}, {way.replace("-", " ")}: {path.name}')
     return written
+
+
+def _has_tokens(model: nn.Module) -> bool:
+    parts = (getattr(model, name, None) for name in ('backbone', 'neck'))
+    return any(hasattr(part, 'token_attention') for part in parts)
+
+
+def _prepare(
+    model: nn.Module, pipeline: TestPipeline, picture: np.ndarray
+) -> tuple[Tensor, np.ndarray]:
+    """A picture as the model gets it, [1, 3, H', W'], and as it is shown, [H, W, 3] in RGB.
+
+    The first may be padded on the right and at the bottom.
+    """
+    packed = pipeline(picture)
+    inputs = model.data_preprocessor(
+        {key: [value] for key, value in packed.items()}, False)['inputs']
+    shown = packed['inputs'].permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
+    return inputs, np.ascontiguousarray(shown if pipeline.is_rgb else shown[..., ::-1])
+
+
+def _compute_maps(
+    backbone: nn.Module,
+    way: str,
+    inputs: Tensor,
+    size: tuple[int, int],
+    query: tuple[float, float],
+) -> dict[str, Tensor]:
+    """The maps of a way, enlarged to the picture, [height, width] as in `size`.
+
+    query: (x, y) as shares of the picture.
+    """
+    height, width = size
+    at = query[0] * width / inputs.shape[3], query[1] * height / inputs.shape[2]
+    compute = attention_maps if way == 'attention' else receptive_fields
+    try:
+        maps = compute(backbone, inputs, at)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'{way} cannot be drawn: {error}') from error
+    return {name: F.interpolate(values[None, None], inputs.shape[2:])[0, 0, :height, :width]
+            for name, values in maps.items()}
 
 
 def _shares(
