@@ -48,6 +48,7 @@ EXTRAS = {
         'gdown',
         'onnx',
         'onnxruntime',
+        'onnxscript',
         'faster-coco-eval',
     ],
 }
