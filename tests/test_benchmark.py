@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,12 @@ TOOL = Path(__file__).parents[1] / 'tools' / 'benchmark.py'
 SMALL = 'xvit_mm.XFormer:out_indices=(0,)'
 
 
+sys.path.insert(0, str(TOOL.parent))
+from benchmarks import measuring, peers, profiling, records  # noqa: E402
+
+
 @pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOL.parent))
+def tool():
     spec = importlib.util.spec_from_file_location('benchmark', TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,7 +41,7 @@ def run(tool, monkeypatch, *arguments: str) -> None:
 def test_every_variant_of_every_model_is_measured(tool, monkeypatch, capsys):
     run(tool, monkeypatch, SMALL, 'mmpretrain.MobileViT:arch=xx_small',
         '--variants', 'eager', 'math', 'folded')
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[4:]]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[5:]]
     assert [row[1] for row in rows] == ['eager', 'math', 'folded'] * 2
     times, memory = ([float(row[i]) for row in rows] for i in (2, 5))
     assert min(times) > 0 and min(memory) > 0
@@ -49,7 +53,7 @@ def test_every_variant_of_every_model_is_measured(tool, monkeypatch, capsys):
 def test_training_steps_are_measured(tool, monkeypatch, capsys):
     run(tool, monkeypatch, SMALL, '--train', '--batch', '2', '--clock', 'processor')
     lines = capsys.readouterr().out.splitlines()
-    assert 'training step, processor clock' in lines[0]
+    assert 'processor clock' in lines[0] and lines[2] == 'training step, batch 2'
     header, row = lines[-2].split(), lines[-1].split()
     assert header[-1] == 'images/s'
     # Both are rounded, the time to 0.1 ms.
@@ -104,7 +108,8 @@ def test_models_of_one_type_are_told_apart_by_their_settings(tool):
 
 
 def test_variants_that_differ_are_refused(tool, monkeypatch):
-    monkeypatch.setattr(tool, 'fuse_conv_bn', lambda model: torch.nn.Sequential(model, Doubled()))
+    monkeypatch.setattr('benchmarks.contenders.fuse_conv_bn',
+                        lambda model: torch.nn.Sequential(model, Doubled()))
     with pytest.raises(ConfigError, match='folded deviates by .* from .* eager'):
         run(tool, monkeypatch, SMALL, '--variants', 'eager', 'folded')
 
@@ -132,7 +137,7 @@ def test_peak_memory_counts_what_is_alive_at_the_same_time(tool):
         y = y + 1
         return y + 1
     two_of_three()
-    assert 8e6 <= tool.peak_memory(two_of_three, on_gpu=False) < 9e6
+    assert 8e6 <= measuring.peak_memory(two_of_three, on_gpu=False) < 9e6
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='of the allocator of Linux')
@@ -166,26 +171,84 @@ def test_the_official_formulation_gives_the_same_maps(tool, size):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_ratios_are_recorded_and_checked(tool, monkeypatch, tmp_path, capsys):
-    record = tmp_path / 'record.json'
-    models = [SMALL, SMALL.replace('0', '1')]
-    run(tool, monkeypatch, *models, '--amp', '--json', str(record))
-    written = json.loads(record.read_text())
-    assert written['settings']['amp']
-    assert [row['size'] for row in written['results']] == [[32, 32]] * 2
-    first = written['results'][0]
-    assert first['ratio'] == 1 and first['images_per_s'] == pytest.approx(1e3 / first['ms'])
+MODELS_OF_A_RECORD = [SMALL, SMALL.replace('0', '1')]
+
+
+def test_what_is_recorded_can_be_checked(tool, monkeypatch, tmp_path, capsys):
+    path = tmp_path / 'record.json'
+    run(tool, monkeypatch, *MODELS_OF_A_RECORD, '--amp', '--record', str(path))
+    record = json.loads(path.read_text())
+    ours, peer = record['rows']
+    assert ours['size'] == [32, 32] and ours['amp'] and not ours['train']
+    assert ours['ratio'] == 1
+    assert ours['images_per_s'] == pytest.approx(1e3 / ours['ms'], rel=1e-3)
     # The peer cannot be ten times as slow as it was, nor ten times as fast.
     for factor, message in ((10., 'ratios have fallen: .* recorded'), (0.1, None)):
-        changed = json.loads(record.read_text())
-        changed['results'][1]['ratio'] *= factor
+        changed = dict(record, rows=[ours, dict(peer, ratio=factor * peer['ratio'])])
         (tmp_path / 'changed.json').write_text(json.dumps(changed))
-        arguments = [*models, '--amp', '--check', str(tmp_path / 'changed.json')]
+        arguments = [*MODELS_OF_A_RECORD, '--amp', '--check', str(tmp_path / 'changed.json')]
         if message:
             with pytest.raises(ConfigError, match=message):
                 run(tool, monkeypatch, *arguments)
         else:
             run(tool, monkeypatch, *arguments)
             assert '2 ratios are not below' in capsys.readouterr().out
-    with pytest.raises(ConfigError, match='recorded with .*measure with the same'):
-        run(tool, monkeypatch, *models, '--check', str(record))
+    with pytest.raises(ConfigError, match='nothing of this run was recorded with these settings'):
+        run(tool, monkeypatch, *MODELS_OF_A_RECORD, '--check', str(path))
+
+
+def test_a_record_grows_and_belongs_to_one_machine(tool, monkeypatch, tmp_path):
+    path = tmp_path / 'record.json'
+    for mode in ([], ['--train'], []):
+        run(tool, monkeypatch, *MODELS_OF_A_RECORD, *mode, '--record', str(path))
+    record = json.loads(path.read_text())
+    assert [row['train'] for row in record['rows']] == [True, True, False, False]
+    path.write_text(json.dumps(dict(record, machine=dict(device='another'))))
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match='is of another machine'):
+        run(tool, monkeypatch, *MODELS_OF_A_RECORD, '--record', str(path))
+    assert path.read_bytes() == before
+    path.write_text('[]')
+    with pytest.raises(ConfigError, match='is not a file of --record'):
+        run(tool, monkeypatch, *MODELS_OF_A_RECORD, '--check', str(path))
+
+
+def test_all_peers_run(tool, monkeypatch, tmp_path):
+    whole_runs = peers.runs_of
+
+    def small_runs(comparison):
+        first = next(iter(whole_runs(comparison)))
+        # timm's CrossViT has one size.
+        yield replace(first, size=(240, 240) if comparison == 'crossvit' else (32, 32))
+
+    monkeypatch.setattr(tool, 'runs_of', small_runs)
+    path = tmp_path / 'record.json'
+    run(tool, monkeypatch, '--peers', '--record', str(path))
+    rows = records.read_record(path)['rows']
+    assert len(rows) == 11
+    assert {row['first'] for row in rows} == {
+        f'xvit_mm.{name} eager' for name in ('CrossFormer', 'CrossViT', 'XFormer', 'VTResNet',
+                                             'VTFPN')}
+    assert records.table_of(rows).count('\n') == 1 + 6
+
+
+def test_shares_count_what_an_operation_calls(tool, monkeypatch, tmp_path, capsys):
+    x, weight = torch.randn(400, 400), torch.randn(400, 400)
+    kinds, others = profiling.shares(lambda: (torch.addmm(x[0], x, weight), x.exp()))
+    assert sum(kinds.values()) == pytest.approx(1)
+    # The copy of the bias is part of the product.
+    assert kinds['products'] > 0 and 'copy_' not in others and 'exp' in others
+    assert kinds['convolutions'] == kinds['attention'] == 0
+    query = torch.randn(1, 2, 50, 8)
+    kinds, _ = profiling.shares(lambda: torch.nn.functional.scaled_dot_product_attention(
+        query, query, query))
+    assert kinds['attention'] > 0.99
+    page = tmp_path / 'page.md'
+    page.write_text('before\n<!-- profile -->\nold\n<!-- end of profile -->\nafter\n')
+    run(tool, monkeypatch, '--profile', SMALL, '--docs', str(page))
+    text = page.read_text()
+    assert text.startswith('before\n<!-- profile -->\n\n| model |') and text.endswith('after\n')
+    assert 'old' not in text and text.count('32 x 32') == 2
+    page.write_text('nothing')
+    with pytest.raises(ConfigError, match='has no lines'):
+        run(tool, monkeypatch, '--profile', SMALL, '--docs', str(page))

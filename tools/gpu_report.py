@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
+from benchmarks.contenders import compile_in_place, forget_compiled
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -184,11 +185,11 @@ def compilation(bench: Bench, small: bool) -> Iterator[tuple]:
     modes = {'dynamic': dict(dynamic=True), 'CUDA graphs': dict(mode='reduce-overhead')}
     for name in list(BACKBONES)[:1 if small else None]:
         for mode, options in list(modes.items())[:1 if small else None]:
-            torch.compiler.reset()
+            forget_compiled()
             model, images = bench.build(name), bench.images(1, *size)
             step = partial(bench.step, model, images, torch.bfloat16)
             eager = bench.median_ms(step)
-            model.compile(**options)
+            compile_in_place(model, **options)
             yield (name, mode, f'{size[0]} x {size[1]}', f'{eager:.1f}',
                    f'{bench.median_ms(step):.1f}')
 
