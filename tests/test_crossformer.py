@@ -377,3 +377,17 @@ def test_kernel_sizes_of_the_embeddings_come_from_the_arch(kernel_sizes):
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         CrossFormer(**settings)
+
+
+@torch.no_grad()
+def test_biases_kept_for_one_small_map_are_not_taken_for_another():
+    """Maps of 7 x 13 and 13 x 7 tokens are one group each, and have as many offsets."""
+    model = CrossFormer(
+        dict(embed_dims=32, depths=(1,), num_heads=(1,), group_size=(7,), interval=(1,)), (0,))
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    wide, tall = torch.randn(1, 3, 28, 52), torch.randn(1, 3, 52, 28)
+    expected = model.eval()(tall)[0]
+    model.eval()  # forgets
+    model(wide)
+    assert torch.equal(model(tall)[0], expected)

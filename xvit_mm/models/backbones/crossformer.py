@@ -226,9 +226,9 @@ class CrossFormerStage(EvalCache):
         blocks: list[Any] = list(self.blocks)
         modules: list[DynamicPositionBias] = [block.attn.position_bias for block in blocks]
         # Both groupings have the same offsets, and so have all maps larger than a group.
-        offsets = groupings[0].offsets
+        sides, offsets = groupings[0].sides, groupings[0].offsets
         table = self.cached(
-            offsets.shape[0], lambda: position_biases(modules, offsets).transpose(1, 2),
+            sides, lambda: position_biases(modules, offsets).transpose(1, 2),
             weights=(p for module in modules for p in module.parameters()))
         short, long = (
             table[i::2][:, :, grouping.pairs].unbind() for i, grouping in enumerate(groupings))

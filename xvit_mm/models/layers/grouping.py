@@ -51,13 +51,16 @@ class Grouping:
     order: [T] the token at each place; T > H * W with padding, which repeats tokens of the border.
     inverse: [H * W] the place of each token.
     parts: the shapes of the groups; groups of one shape stand together.
-    offsets: [D, 2] rows and columns between any two tokens of a group, as floats.
+    sides: tokens along the height and width of a whole group.
+    offsets: [D, 2] rows and columns between any two tokens of a group, as floats; they follow from
+        `sides`.
     pairs: [sum of tokens**2 over parts] which offset each pair of tokens has.
     """
 
     order: Tensor
     inverse: Tensor
     parts: tuple[Part, ...]
+    sides: tuple[int, int]
     offsets: Tensor
     pairs: Tensor
 
@@ -130,7 +133,7 @@ def _group_exactly(
     parts = tuple(Part(len(index), index[0].numel(), _mask(index, device)) for index in shapes)
     pairs = torch.cat([_pair_offsets(index.shape[1], index.shape[2], sides) for index in shapes])
     return Grouping(
-        order.clamp(min=0).int().to(device), inverse.int().to(device), parts,
+        order.clamp(min=0).int().to(device), inverse.int().to(device), parts, sides,
         _offsets(*sides, device), pairs.int().to(device))
 
 
@@ -216,7 +219,7 @@ def _group_padded(
     group = row_group[:, None] * column_groups.shape[0] + column_group
     inverse = group * tokens + row[:, None] * sides[1] + column
     return Grouping(
-        order.flatten(), inverse.flatten(), (Part(count, tokens, mask),),
+        order.flatten(), inverse.flatten(), (Part(count, tokens, mask),), tuple(sides),
         _offsets(*sides, device), _pair_offsets(*sides, sides, device))
 
 
