@@ -159,7 +159,7 @@ class VTResNet(Backbone):
         super().__init__(NUM_CONV_STAGES + 1, out_indices, **common)
         variant = self.variant(_arch_of_depth(depth, arch))
         variant |= {} if num_modules is None else dict(num_modules=num_modules)
-        norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
+        norm_cfg = norm_cfg or dict(type='BN')
         _check_settings(variant, base_channels, drop_path_rate, resnet, norm_cfg)
         conv_rates, vt_rates = _split_drop_path_rates(drop_path_rate, variant)
         scales = dict(
