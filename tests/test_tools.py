@@ -127,7 +127,7 @@ def test_kill_loses_no_finished_epoch_and_prints_no_traceback(data, tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output[-3000:]
-    assert '--resume goes on from the last checkpoint' in output and 'Traceback' not in output
+    assert '--resume continues from the last checkpoint' in output and 'Traceback' not in output
     last = (tmp_path / 'last_checkpoint').read_text()
     saved = torch.load(tmp_path / last, weights_only=False)
     assert saved['meta']['epoch'] >= 1

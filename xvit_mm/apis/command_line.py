@@ -185,7 +185,7 @@ class _Interruption:
 
 def _exit_interrupted(resumable: bool) -> NoReturn:
     close_progress_bar()
-    advice = '; the same command with --resume goes on from the last checkpoint'
+    advice = '; the same command with --resume continues from the last checkpoint'
     sys.stderr.write(f'\ninterrupted{advice if resumable else ""}\n')
     sys.stderr.flush()
     with suppress(OSError):  # from a pipe that is closed
