@@ -16,6 +16,7 @@ from mmengine.runner import load_checkpoint
 from toy_data import make_toy_data
 
 from xvit_mm.apis import build_model
+from xvit_mm.apis.inference import load_weights
 from xvit_mm.apis.published import compare_with_paper
 from xvit_mm.checkpoints import (CROSSFORMER_NAMES, CheckpointError, catalogue, load_official,
                                  official_classifier, official_model, read_checkpoint)
@@ -303,9 +304,13 @@ def test_init_cfg_load_official_and_mmengine_take_a_name(classifier):
 @pytest.fixture(scope='module')
 def detector_weights() -> dict[str, torch.Tensor]:
     """Random weights of a whole RetinaNet with CrossFormer-S in the names of the authors' file."""
-    cfg = load_config('retinanet_crossformer_s_coco')
+    return authors_weights('retinanet_crossformer_s_coco')
+
+
+def authors_weights(config: str) -> dict[str, torch.Tensor]:
+    """Random weights of a whole model with CrossFormer-S in the names of the authors' files."""
     torch.manual_seed(0)
-    model = build_model(cfg)
+    model = build_model(load_config(config))
     ours = {f'backbone.{to_ours}': f'backbone.{name}' for name in official_names('crossformer_s')
             for to_ours in CROSSFORMER_NAMES.translate({name: None}).backbone}
     return {ours.get(name, name): tensor for name, tensor in model.state_dict().items()}
@@ -336,6 +341,31 @@ def test_a_detector_of_mmdet_2_must_cover_neck_and_head(detector_weights, tmp_pa
         changed = {n: t for n, t in {**detector_weights, **change}.items() if t is not None}
         with pytest.raises(CheckpointError, match=message):
             load_whole_model(model, dict(state_dict=changed), 'theirs.pth')
+
+
+@pytest.mark.training
+@pytest.mark.parametrize('config, parts', [
+    ('retinanet_crossformer_s_coco', ['neck', 'bbox_head']),
+    ('mask_rcnn_crossformer_s_coco', ['neck', 'rpn_head', 'roi_head.bbox_head',
+                                      'roi_head.mask_head']),
+    ('fpn_crossformer_s_ade20k', ['neck', 'decode_head']),
+    ('upernet_crossformer_s_ade20k', ['decode_head.psp_modules', 'auxiliary_head']),
+])
+def test_each_kind_of_model_by_name_is_loaded_completely(config, parts, cache):
+    theirs = authors_weights(config)
+    cache.mkdir(parents=True)
+    torch.save(dict(state_dict=theirs), cache / f'{config}.pth')
+    torch.manual_seed(1)
+    cfg = load_config(config)
+    model = build_model(cfg)
+    load_weights(model, 'official', cfg)
+    own = model.state_dict()
+    assert len(own) == len(theirs)
+    for part in parts:
+        names = [name for name in theirs if name.startswith(part)]
+        assert names and all(torch.equal(own[name], theirs[name]) for name in names)
+    assert torch.equal(own['backbone.stages.3.blocks.1.mlp.fc2.weight'],
+                       theirs['backbone.layers.3.blocks.1.mlp.fc2.weight'])
 
 
 @pytest.mark.parametrize('metrics, name, tta, line', [
