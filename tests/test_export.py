@@ -218,6 +218,19 @@ def test_the_new_exporter(kind, backbone, part, tmp_path):
 
 
 @needs_onnx
+@pytest.mark.training
+def test_weights_in_8_bits_make_a_smaller_file_that_deviates_a_little(tmp_path):
+    cfg, sizes = config('segmentor', 'CrossViT'), []
+    for int8 in (False, True):
+        torch.manual_seed(0)
+        path = tmp_path / f'{int8}.onnx'
+        deviations = export_model(cfg, None, path, part='backbone', size=(64, 96), int8=int8)
+        sizes.append(path.stat().st_size)
+        assert (max(d.relative for d in deviations) > 1e-4) == int8
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+@needs_onnx
 def test_a_file_that_deviates_is_not_left(tmp_path, monkeypatch):
     monkeypatch.setattr(export, 'TOLERANCE', -1.)
     with pytest.raises(export.ExportError, match='model.onnx is not written.* deviates by'):
@@ -228,7 +241,7 @@ def test_a_file_that_deviates_is_not_left(tmp_path, monkeypatch):
 @pytest.mark.parametrize('kind, options, message', [
     ('mask_rcnn', {}, '--part all does not exist of a MaskRCNN.*Choose backbone, or raw'),
     ('classifier', dict(path='model.pth'), "--out '.*model.pth': the name must end in .onnx"),
-    ('classifier', dict(path='model.pt2', dynamo=True), '--opset and --dynamo are for .onnx files'),
+    ('classifier', dict(path='model.pt2', dynamo=True), '--opset, --dynamo and --int8 are for .onnx'),
     ('classifier', dict(part='neck'), "--part 'neck': choose from backbone, raw, all"),
 ])
 @needs_onnx
