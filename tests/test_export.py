@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
-from small_models import SMALL
+from small_models import SMALL, TINY
 from torch import nn
 
 from xvit_mm.apis import build_model, export
@@ -155,10 +155,10 @@ ANY_SHAPES = ((1, 1, 1), (2, 7, 5), (1, 20, 400), (3, 50, 97), (2, 160, 33), (1,
 @torch.no_grad()
 @needs_programs
 @pytest.mark.training
-@pytest.mark.parametrize('name', sorted(SMALL))
+@pytest.mark.parametrize('name', sorted(TINY))
 def test_a_program_takes_every_size_that_the_backbone_takes(name):
     torch.manual_seed(0)
-    backbone = MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name])).eval()
+    backbone = MODELS.build(dict(type=f'xvit_mm.{name}', **TINY[name])).eval()
     program = export_program(backbone, (224, 256)).module()
     for batch, height, width in ANY_SHAPES:
         images = torch.randn(batch, 3, height, width)
