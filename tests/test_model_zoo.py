@@ -80,7 +80,9 @@ def test_commands_in_headers_of_configs_run(entries: list[Entry]) -> None:
             if scheme == 'official':
                 assert find_released(name).backbone in entry.cfg.model.backbone.type
             elif scheme == 'torchvision':
-                assert name == f'resnet{entry.cfg.model.backbone.depth}', entry.name
+                backbone = entry.cfg.model.backbone
+                arch = backbone.get('arch', f'r{backbone.get("depth")}')
+                assert name == arch.replace('r', 'resnet'), entry.name
             else:
                 folder, run, file = start.split('/')
                 assert folder == 'work_dirs' and f'configs/{run}.py' in commands, entry.name

@@ -259,6 +259,14 @@ def test_official_stands_for_the_weights_that_belong_to_a_config():
     vt = load_config('retinanet_vt_r50_coco')
     use_pretrained(vt, 'official')
     assert vt.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
+    for settings, name in ((dict(), 18), (dict(arch='r34'), 34), (dict(depth=101), 101),
+                           (dict(arch='r18', depth=50), 50)):
+        vt.model.backbone = dict(type='xvit_mm.VTResNet', **settings)
+        use_pretrained(vt, 'official')
+        assert vt.model.backbone.init_cfg.checkpoint == f'torchvision://resnet{name}'
+    vt.model.backbone = dict(type='xvit_mm.VTResNet', arch=dict(num_modules=1))
+    with pytest.raises(CheckpointError, match='has those of r18, r34, r50 and r101'):
+        use_pretrained(vt, 'official')
     default = Config(dict(model=dict(backbone=dict(type='xvit_mm.CrossFormer'))))
     use_pretrained(default, 'official')
     assert default.model.backbone.init_cfg.checkpoint == 'official://crossformer_s'

@@ -16,7 +16,7 @@ from .errors import CheckpointError
 SCHEME = 'official'
 _FILE = Path(__file__).with_name('weights.yml')
 # Backbones of which no file was released, and what they start from.
-_STARTS = {'VTResNet': 'torchvision://resnet{depth}'}
+_STARTS = {'VTResNet': 'torchvision://resnet'}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,12 @@ def official_classifier(backbone: Mapping[str, Any]) -> str:
     kind = _type_name(backbone)
     variant = {**_defaults(kind), **backbone}
     if kind in _STARTS:
-        return _STARTS[kind].format(**variant)
+        depth = str(variant.get('depth') or variant.get('arch')).removeprefix('r')
+        if not depth.isdigit():
+            raise CheckpointError(
+                f'official: {kind} starts from weights of torchvision, which has none of '
+                f'arch={variant.get("arch")!r}; it has those of r18, r34, r50 and r101')
+        return _STARTS[kind] + depth
     known = [released for released in catalogue().values() if released.backbone == kind]
     for released in known:
         if released.arch == variant.get('arch'):

@@ -108,7 +108,9 @@ def _convolve(conv: Any, x: Tensor) -> Tensor:
     """
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     trains = torch.is_grad_enabled() and conv.weight.requires_grad and x.device.type == 'cpu'
-    if not trains or kernel < 4 * stride or kernel % stride or sizes_are_symbolic():
+    # torch does not unshuffle an empty batch.
+    if (not trains or kernel < 4 * stride or kernel % stride or sizes_are_symbolic()
+            or not x.shape[0]):
         return conv(x)
     patches = F.pixel_unshuffle(F.pad(x, conv.padding * 2), stride)
     return F.conv2d(patches, F.pixel_unshuffle(conv.weight, stride), conv.bias)
