@@ -271,6 +271,7 @@ def test_outputs_come_from_any_sequence_of_numbers(name, out_indices):
     assert build(name, out_indices=out_indices).out_indices == (0, 1)
 
 
+@pytest.mark.training
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 def test_a_traced_model_takes_any_batch_and_the_sizes_that_it_can(name):
     backbone = build(name).eval()

@@ -245,6 +245,7 @@ OFFICIAL_PARTS = {
 }
 
 
+@pytest.mark.training
 @pytest.mark.parametrize('config', OFFICIAL_PARTS)
 def test_official_files_of_whole_models_load_strictly(config):
     cfg = load_config(f'{config}.py')

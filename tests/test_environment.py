@@ -339,6 +339,7 @@ def end(process: 'subprocess.Popen[str]') -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
+@pytest.mark.training
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_the_children_leaves_no_stamp_and_says_how_to_go_on(
     tools: SimpleNamespace, number: int,
@@ -355,6 +356,7 @@ def test_an_interruption_ends_the_children_leaves_no_stamp_and_says_how_to_go_on
     assert 'step' not in end(start_slow(tools.root))[1]
 
 
+@pytest.mark.training
 @pytest.mark.parametrize('killed', [False, True])
 def test_a_second_set_up_waits_for_the_first_and_its_children(
     tools: SimpleNamespace, killed: bool,

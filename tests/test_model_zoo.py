@@ -45,6 +45,7 @@ def test_page_and_metafiles_are_those_of_the_configs_and_results(entries: list[E
     assert shipped <= files.keys()
 
 
+@pytest.mark.training
 def test_parameters_of_every_config_are_those_of_its_metafile(entries: list[Entry]) -> None:
     found = {entry.name: sum(p.numel() for p in meta_model(entry.cfg).parameters())
              for entry in entries}

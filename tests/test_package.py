@@ -20,6 +20,7 @@ def python(code: str) -> str:
     return result.stdout
 
 
+@pytest.mark.training
 def test_importing_the_package_is_cheap():
     heavy = python('import sys, xvit_mm\n'
                    'print([m for m in ("mmdet", "mmseg", "mmpretrain", "mmcv.ops", "torchvision", '
@@ -27,12 +28,14 @@ def test_importing_the_package_is_cheap():
     assert heavy.strip() == '[]'
 
 
+@pytest.mark.training
 def test_bare_names_resolve_once_the_package_is_imported():
     out = python('import xvit_mm\nfrom mmdet.registry import MODELS\n'
                  'print(MODELS.get("CrossFormer") is MODELS.get("xvit_mm.CrossFormer"))')
     assert out.strip().endswith('True')
 
 
+@pytest.mark.training
 @pytest.mark.parametrize('package', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_scoped_names_build_in_a_fresh_process(package):
     out = python(f'from {package}.registry import MODELS\n'

@@ -93,6 +93,7 @@ def test_attention_builds_nothing_larger_than_q_k_and_v(mode):
     assert memory.peak < 4 * memory.largest
 
 
+@pytest.mark.training
 def test_time_of_1024_is_at_most_4_6_times_that_of_512():
     # Other work on the machine may spoil one measurement, not several.
     assert any(time_ratio() <= 4.6 for _ in range(3))
