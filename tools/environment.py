@@ -2,6 +2,7 @@
 
     python3 tools/environment.py                      OneDL, in .venv (instant if all is there)
     python3 tools/environment.py --stack upstream     upstream's packages, in .venv-upstream
+    python3 tools/environment.py --stack upstream-newest     the same with mmcv 2.2, recent torch
     python3 tools/environment.py --repair             all steps, whatever was done before
 
 quickstart.py and selftest.py call `ensure()`. A step costs seconds where its result is already
