@@ -219,27 +219,28 @@ def _group_padded(
     group = row_group[:, None] * column_groups.shape[0] + column_group
     inverse = group * tokens + row[:, None] * sides[1] + column
     return Grouping(
-        order.flatten(), inverse.flatten(), (Part(count, tokens, mask),), tuple(sides),
+        order.flatten(), inverse.flatten(), (Part(count, tokens, mask),), sides,
         _offsets(*sides, device), _pair_offsets(*sides, sides, device))
 
 
 def _symbolic_group(
-    height: int, width: int, group_size: int, interval: int
+    height: Any, width: Any, group_size: int, interval: int
 ) -> tuple[tuple[int, int], int]:
     """Height and width of the groups of a map, and the interval between their tokens."""
     if not (torch.jit.is_tracing() or is_exporting()):
         # torch.compile notes which branch it was, and compiles again for the other one.
-        small = min(height, width) <= group_size
-        return ((height, width), 1) if small else ((group_size, group_size), interval)
+        is_one = min(height, width) <= group_size
+        return ((height, width), 1) if is_one else ((group_size, group_size), interval)
     # The file must hold for both: they are values that it computes, of which nothing is known.
     if not torch.jit.is_tracing():
         height, width = (torch.scalar_tensor(n, dtype=torch.int64) for n in (height, width))
     small = torch.minimum(height, width) <= group_size
-    sides = (torch.where(small, size, group_size) for size in (height, width))
-    return tuple(map(_computed_size, sides)), _computed_size(torch.where(small, 1, interval))
+    rows, columns = (_computed_size(torch.where(small, size, group_size))
+                     for size in (height, width))
+    return (rows, columns), _computed_size(torch.where(small, 1, interval))
 
 
-def _computed_size(size: Tensor) -> int:
+def _computed_size(size: Any) -> int:
     if torch.jit.is_tracing():
         return size  # whose sizes are tensors anyway
     number = size.item()

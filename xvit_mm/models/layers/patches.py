@@ -22,7 +22,7 @@ def unfold(x: Tensor) -> tuple[Tensor, tuple[int, ...] | Tensor]:
     which sides are odd.
     """
     if is_compiling():
-        order, mask = _padded_order(*x.shape[2:], x.device)
+        order, mask = _padded_order(x.shape[2], x.shape[3], x.device)
         return x.flatten(2).transpose(1, 2).index_select(1, order), mask
     parts = [x[..., p::PATCH, q::PATCH].permute(0, 2, 3, 1).flatten(1, 2) for p, q in POSITIONS]
     return torch.cat(parts, dim=1), tuple(part.shape[1] for part in parts)
