@@ -29,7 +29,8 @@ def main() -> None:
     result = predict_files(
         cfg, arguments.checkpoint, arguments.inputs, arguments.out, device=arguments.device,
         batch_size=arguments.batch_size, score_thr=arguments.score_thr, classes=arguments.classes)
-    print(f'{result.num_images} images predicted; results in {arguments.out}')
+    images = 'image' if result.num_images == 1 else 'images'
+    print(f'{result.num_images} {images} predicted; results in {arguments.out}')
     for line in result.broken:
         sys.stderr.write(f'skipped: {line}\n')
     if result.broken:

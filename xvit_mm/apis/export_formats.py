@@ -68,6 +68,7 @@ def write_onnx(
         opset_version=opset or (18 if dynamo else 17), input_names=['images'],
         output_names=list(names), verbose=False)
     if dynamo:
+        module = AnySize(module)
         options |= dict(dynamo=True, external_data=False, dynamic_shapes=_dynamic_shapes())
     else:
         options['dynamic_axes'] = {'images': {0: 'batch', 2: 'height', 3: 'width'}} | {

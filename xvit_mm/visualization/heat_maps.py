@@ -9,7 +9,7 @@ from torch import Tensor
 from xvit_mm.utils.files import replaced_whole
 
 _PANEL = 3.2  # inches
-_OPACITY = 0.85  # of the greatest weight; the image shows through where weights are small
+_OPACITY = 0.75  # of the greatest weight; the image shows through where weights are small
 _FAINTEST = 0.4  # share of that for the least weight
 _GAMMA = 0.6  # large weights are rare: small ones are lifted
 
