@@ -186,8 +186,8 @@ def _mask(index: Tensor, device: torch.device) -> Tensor | None:
 def _offsets(height: int, width: int, device: torch.device) -> Tensor:
     """All offsets (rows, columns) within a group of `height` x `width`, row by row."""
     number = torch.arange((2 * height - 1) * (2 * width - 1), device=device)
-    rows, columns = number // (2 * width - 1) - (height - 1), number % (2 * width - 1) - (width - 1)
-    return torch.stack([rows, columns], dim=1).float()
+    rows, columns = number // (2 * width - 1), _remainder(number, 2 * width - 1)
+    return torch.stack([rows - (height - 1), columns - (width - 1)], dim=1).float()
 
 
 def _pair_offsets(
@@ -196,7 +196,7 @@ def _pair_offsets(
     """For each pair of tokens of a group of `height` x `width`, which of the `_offsets(*sides)`
     leads from the second to the first."""
     position = torch.arange(height * width, device=device)
-    rows, columns = position // width, position % width
+    rows, columns = position // width, _remainder(position, width)
     rows = rows[:, None] - rows + (sides[0] - 1)
     columns = columns[:, None] - columns + (sides[1] - 1)
     return (rows * (2 * sides[1] - 1) + columns).flatten()
@@ -256,10 +256,16 @@ def _padded_axis(
     window = group_size * interval
     group = torch.arange((size + window - 1) // window * interval, device=device)[:, None]
     member = torch.arange(group_size, device=device)
-    groups = group // interval * window + group % interval + member * interval
+    groups = group // interval * window + _remainder(group, interval) + member * interval
     position = torch.arange(size, device=device)
-    places = position // window * interval + position % interval, position % window // interval
+    places = (position // window * interval + _remainder(position, interval),
+              _remainder(position, window) // interval)
     return groups, places
+
+
+def _remainder(x: Tensor, divisor: int) -> Tensor:
+    # The new exporter to ONNX has no remainder by a number that the graph computes.
+    return x - x // divisor * divisor
 
 
 def _select(tokens: Tensor, index: Tensor, inverse: Tensor | None) -> Tensor:

@@ -55,7 +55,9 @@ def _padded_order(height: int, width: int, device: torch.device) -> tuple[Tensor
         rows, columns = (height + 1 - p) // 2, (width + 1 - q) // 2
         masks.append(place < rows * columns)
         columns = torch.sym_max(columns, 1)
-        order = (place // columns * 2 + p) * width + place % columns * 2 + q
+        row = place // columns
+        # Without a remainder, which the new exporter to ONNX has not for computed numbers.
+        order = (row * 2 + p) * width + (place - row * columns) * 2 + q
         orders.append(torch.where(masks[-1], order, 0))
     return torch.cat(orders), torch.stack(masks)
 
