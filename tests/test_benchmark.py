@@ -16,6 +16,7 @@ from xvit_mm.models.necks import VTFPN
 from xvit_mm.utils.config import ConfigError
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'benchmark.py'
+RECORDED = TOOL.parent / 'benchmarks' / 'recorded.json'
 SMALL = 'xvit_mm.XFormer:out_indices=(0,)'
 
 
@@ -230,6 +231,11 @@ def test_all_peers_run(tool, monkeypatch, tmp_path):
         f'xvit_mm.{name} eager' for name in ('CrossFormer', 'CrossViT', 'XFormer', 'VTResNet',
                                              'VTFPN')}
     assert records.table_of(rows).count('\n') == 1 + 6
+
+
+def test_the_page_shows_the_record():
+    page = (TOOL.parents[1] / 'docs' / 'performance.md').read_text()
+    assert records.table_of(records.read_record(RECORDED)['rows']) in page
 
 
 def test_shares_count_what_an_operation_calls(tool, monkeypatch, tmp_path, capsys):

@@ -91,7 +91,7 @@ def measure(
 def profile(arguments: argparse.Namespace, device: torch.device) -> str:
     """Print and return a table of the kinds of operations that passes spend their time in."""
     if device.type != 'cpu':
-        raise ConfigError('--profile measures processor time; take --device cpu')
+        raise ConfigError('--profile sees what a CPU computes; take --device cpu')
     lines = [f'| model | | size | {" | ".join(KINDS)} | together | largest of the others |',
              '|---' * (len(KINDS) + 5) + '|']
     print('\n'.join(lines), flush=True)
@@ -103,7 +103,7 @@ def profile(arguments: argparse.Namespace, device: torch.device) -> str:
                     size, arguments.maps, arguments.batch, device), is_neck=bool(arguments.maps),
                     amp=arguments.amp)
                 contender.prepare(train)
-                kinds, others = shares(partial(contender.step, train))
+                kinds, others = shares(partial(contender.step, train), arguments.rounds)
                 largest = ', '.join(f'{op} {share:.0%}' for op, share in others.most_common(3))
                 cells = [f'{kinds[kind]:.0%}' for kind in KINDS]
                 lines.append(f'| {name.rpartition(".")[2]} | {"training" if train else "inference"} '

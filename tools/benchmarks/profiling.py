@@ -17,14 +17,17 @@ KINDS = {
 OTHER = 'other'
 
 
-def shares(function: Callable[[], None]) -> tuple[dict[str, float], Counter[str]]:
-    """Shares of the processor time of a call by kind of operation, and of the other operations.
+def shares(
+    function: Callable[[], None], rounds: int = 1
+) -> tuple[dict[str, float], Counter[str]]:
+    """Shares of the time of some calls by kind of operation, and of the other operations.
 
     The time that Python takes between operations is not seen.
     """
     function()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        function()
+        for _ in range(rounds):
+            function()
     by_kind: Counter[str] = Counter(dict.fromkeys([*KINDS, OTHER], 0.))
     others: Counter[str] = Counter()
     for event in profile.events():
