@@ -108,7 +108,7 @@ def test_boxes_of_yolov3_are_those_of_mmdet_before_nms():
     ('classifier', 'raw', ['logits']), ('classifier', 'all', ['scores']),
     ('segmentor', 'raw', ['logits']), ('segmentor', 'all', ['logits']),
     ('segmentor', 'backbone', ['map0', 'map1', 'map2', 'map3']),
-    ('retinanet', 'raw', [f'{n}_level{i}' for n in ('classes', 'boxes') for i in range(5)]),
+    ('retinanet', 'raw', [f'{n}_level{i}' for n in ('classes', 'boxes') for i in range(3)]),
     ('yolov3', 'raw', [f'output0_level{i}' for i in range(3)]),
     ('mask_rcnn', 'raw', [f'{n}_level{i}' for n in ('classes', 'boxes') for i in range(5)]),
 ])

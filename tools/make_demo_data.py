@@ -1,6 +1,6 @@
-"""Make the generated data set of the quick start, in COCO's layout, within seconds.
+"""Make the generated data set of the quick start, in COCO's layout, in half a minute.
 
-    python tools/make_demo_data.py --root data/demo --train 720 --val 80 --seed 0
+    python tools/make_demo_data.py --root data/demo --train 1600 --val 80 --seed 0
 """
 import argparse
 import json
@@ -14,7 +14,7 @@ from xvit_mm.datasets.shapes import METAINFO, make_shapes_dataset
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--root', type=Path, default=Path('data/demo'), help='folder of the set')
-    parser.add_argument('--train', type=int, default=720, help='number of training images')
+    parser.add_argument('--train', type=int, default=1600, help='number of training images')
     parser.add_argument('--val', type=int, default=80, help='number of validation images')
     parser.add_argument('--seed', type=int, default=0)
     return parser.parse_args(argv)

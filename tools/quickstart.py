@@ -45,7 +45,7 @@ def main() -> int:
     """Set up, run the demo, say where the results are."""
     stack = environment.ensure(environment.parser_of(__doc__).parse_args().stack)
     work_dir = ROOT / WORK_DIR
-    run('make the demo images: some seconds', MAKE_DATA, stack)
+    run('make the demo images: half a minute', MAKE_DATA, stack)
     run('train RetinaNet with a small CrossFormer: 7 to 10 min on 2 cores',
         TRAIN + ['--resume'] * any(work_dir.glob('epoch_*.pth')), stack)
     for ap in last_ap():

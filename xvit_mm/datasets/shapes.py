@@ -55,7 +55,7 @@ class Scene:
 def make_shapes_dataset(
     root: str | os.PathLike,
     *,
-    num_train: int = 720,
+    num_train: int = 1600,
     num_val: int = 80,
     seed: int = 0,
 ) -> bool:
