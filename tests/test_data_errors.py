@@ -3,6 +3,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -155,3 +156,15 @@ def test_the_images_are_named():
                               dict(loss=torch.tensor(float('nan'))))
     with pytest.raises(ValueError, match='patience is 0'):
         FiniteLossHook(patience=0)
+
+
+def test_cifar10_that_is_nowhere_and_cannot_be_downloaded(tmp_path, monkeypatch) -> None:
+    pytest.importorskip('mmpretrain')
+    from xvit_mm.datasets.cifar10 import CIFAR10
+
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError('no network')
+
+    monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', no_network)
+    with pytest.raises(FileNotFoundError, match=f'{tmp_path} holds neither .*: .*no network'):
+        CIFAR10(data_root=str(tmp_path), split='train')

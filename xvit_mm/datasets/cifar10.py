@@ -27,6 +27,7 @@ class CIFAR10(OfficialCIFAR10):
 
     Raises:
         ValueError: another channel order, a class without a folder, or a damaged image.
+        FileNotFoundError: there are no images, and the official ones cannot be downloaded.
     """
 
     def __init__(self, *args: Any, channel_order: str = 'rgb', **kwargs: Any) -> None:
@@ -40,7 +41,12 @@ class CIFAR10(OfficialCIFAR10):
         folder = Path(self.data_prefix['root'], self.split)
         if folder.is_dir():
             return self._load_folders(folder)
-        images = super().load_data_list()  # RGB
+        try:
+            images = super().load_data_list()  # RGB
+        except OSError as error:
+            raise FileNotFoundError(
+                f'{folder.parent} holds neither train/ and test/ with a folder per class nor the '
+                f'official batches, and these cannot be downloaded: {error}') from error
         if self.channel_order == 'bgr':
             for image in images:
                 image['img'] = np.ascontiguousarray(image['img'][..., ::-1])
