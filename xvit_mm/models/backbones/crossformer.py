@@ -232,9 +232,10 @@ class CrossFormerStage(EvalCache):
         table = self.cached(
             sides, lambda: position_biases(modules, offsets).transpose(1, 2),
             weights=(p for module in modules for p in module.parameters()))
-        short, long = (
-            table[i::2][:, :, grouping.pairs].unbind() for i, grouping in enumerate(groupings))
-        return [(short, long)[i % 2][i // 2] for i in range(len(modules))]
+        # The single block of a stage is at short distance; exporters cannot write an empty unbind.
+        biases = [table[i::2][:, :, grouping.pairs].unbind()
+                  for i, grouping in enumerate(groupings[:len(modules)])]
+        return [biases[i % 2][i // 2] for i in range(len(modules))]
 
 
 @MODELS.register_module()
