@@ -10,7 +10,7 @@ from versions import not_in_torch_2_1
 from xvit_mm.models.backbones import CrossFormer
 from xvit_mm.models.layers import group_tokens, grouping
 
-newer_torch = not_in_torch_2_1('the same operations behind its layers')
+newer_torch = not_in_torch_2_1('operations that stand for whole layers, as the limits count them')
 
 # Operations that neither compute nor copy.
 VIEWS = set('''

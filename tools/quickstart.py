@@ -2,7 +2,7 @@
 
     python3 tools/quickstart.py
 
-The first time takes 5 to 20 minutes for the set-up and up to 10 for the demo (2 cores). It may be
+The first time takes 5 to 20 minutes for the set-up and 6 for the demo (2 cores). It may be
 interrupted: the same command continues from the last checkpoint. To start the demo afresh:
 rm -rf work_dirs/demo
 """
@@ -46,7 +46,7 @@ def main() -> int:
     stack = environment.ensure(environment.parser_of(__doc__).parse_args().stack)
     work_dir = ROOT / WORK_DIR
     run('make the demo images: half a minute', MAKE_DATA, stack)
-    run('train RetinaNet with a small CrossFormer: 7 to 10 min on 2 cores',
+    run('train RetinaNet with a small CrossFormer: about 6 min on 2 cores',
         TRAIN + ['--resume'] * any(work_dir.glob('epoch_*.pth')), stack)
     for ap in last_ap():
         print(f'\nbox AP (.50:.95) on unseen images: {float(ap):.3f}')
