@@ -1,7 +1,7 @@
 """Run the tests, after setting up the environment if that has not happened yet.
 
     python3 tools/selftest.py                        what CI runs
-    python3 tools/selftest.py --quick                without what trains or exports: a few minutes
+    python3 tools/selftest.py --quick                without what trains or exports: 1 to 2 minutes
     python3 tools/selftest.py --all                  also what takes minutes each
     python3 tools/selftest.py --stack upstream       with upstream's packages, in .venv-upstream
     python3 tools/selftest.py -k crossformer -x      options of pytest, files, folders, tests
