@@ -10,7 +10,7 @@ activation cooling layer (ACL) after every third block.
 Outputs and weights agree with the official code (github.com/cheerss/CrossFormer, MIT).
 Deviations, none of which changes a published result:
 - Any input size: a map that a stride does not divide is padded with zeros on the right and bottom
-  (the official code stops). Groups at the border are smaller instead of padded and masked.
+  (the official code stops). On a CPU groups at the border are smaller, not padded and masked.
 - Whether a small map is one group is decided on every call, not once for good.
 
     embedding -> [SDA block, LDA block, ...] -> embedding -> ...     x: [B, H, W, C] throughout
