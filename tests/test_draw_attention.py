@@ -10,7 +10,8 @@ from small_models import SMALL
 from torch import nn
 
 from xvit_mm.apis import build_model
-from xvit_mm.apis.attention_pictures import write_attention_pictures
+from xvit_mm.apis.attention_pictures import _query, write_attention_pictures
+from xvit_mm.apis.inference import TestPipeline
 from xvit_mm.registry import MODELS
 from xvit_mm.utils.config import ConfigError
 from xvit_mm.visualization.attention import (attention_maps, attention_row, class_token_weights,
@@ -150,6 +151,32 @@ def test_every_backbone_gets_its_pictures(name, picture, tmp_path):
     assert all(cv2.imread(str(path)).std() > 10 for path in written)
     with pytest.raises(ConfigError, match='--pixel 100 0: .*street.png has 100 x 70 pixels'):
         write_attention_pictures(cfg, 'unused.pth', [picture], tmp_path / 'out', pixel=(100, 0))
+
+
+@pytest.mark.parametrize('transforms, pixel, expected', [
+    ([], (30, 20), (30.5 / 100, 20.5 / 70)),
+    ([dict(type='mmdet.Resize', scale=(50, 35))], (99, 0), (99.5 / 100, 0.5 / 70)),
+    ([dict(type='mmdet.Resize', scale=(200, 140)), dict(type='mmdet.Pad', size=(256, 160))],
+     (10, 60), (21 / 256, 121 / 160)),
+    ([dict(type='mmpretrain.CenterCrop', crop_size=40)], (30, 20), (0.5 / 40, 5.5 / 40)),
+    ([dict(type='mmdet.RandomFlip', prob=1.)], (0, 69), (99.5 / 100, 69.5 / 70)),
+])
+def test_a_pixel_is_followed_through_the_test_pipeline(transforms, pixel, expected):
+    import mmdet.datasets.transforms  # noqa: F401
+    import mmpretrain.datasets  # noqa: F401
+    cfg = config('XFormer')
+    cfg.test_pipeline[1:1] = transforms
+    query = _query(pixel, (70, 100), TestPipeline(cfg), Path('street.png'))
+    np.testing.assert_allclose(query, expected, atol=0.005)
+
+
+def test_a_pixel_that_the_test_pipeline_cuts_off_is_refused():
+    import mmpretrain.datasets  # noqa: F401
+    cfg = config('XFormer')
+    cfg.test_pipeline.insert(1, dict(type='mmpretrain.CenterCrop', crop_size=40))
+    with pytest.raises(ConfigError, match='--pixel 5 20: .*cuts it off; it keeps x from 30 to 69 '
+                                          'and y from 15 to 54'):
+        _query((5, 20), (70, 100), TestPipeline(cfg), Path('street.png'))
 
 
 def test_a_backbone_without_attention_is_refused(picture, tmp_path):

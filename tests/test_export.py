@@ -198,6 +198,22 @@ def test_a_module_that_depends_on_sizes_is_refused():
         export_program(Branches(), (64, 96))
 
 
+class Pyramid(nn.Module):
+    """The extra level of mmdet's FPN."""
+
+    def forward(self, images):
+        return (nn.functional.max_pool2d(images, 1, stride=2),)
+
+
+@needs_programs
+@pytest.mark.training
+def test_levels_that_pooling_adds_are_there_at_every_size():
+    program = export_program(Pyramid(), (64, 96)).module()
+    for batch, height, width in ANY_SHAPES:
+        images = torch.randn(batch, 3, height, width)
+        torch.testing.assert_close(program(images), Pyramid()(images))
+
+
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize('kind, backbone, part', [

@@ -43,19 +43,20 @@ def write_attention_pictures(
         images: files.
         folder: where to write.
         ways: `attention`, `receptive-field` or both.
-        pixel: (x, y) of the query in each image, in its own pixels; default the centre.
+        pixel: (x, y) of the query in each image, in its own pixels; default the centre of what the
+            test pipeline keeps of the image.
         columns: panels in a row.
         device: as in torch, default the best one there is.
 
     Raises:
         ConfigError: the backbone has no attention to draw, an image cannot be read, names collide,
-            or the pixel lies outside an image.
+            or the pixel lies outside an image or in what the test pipeline cuts off.
         CheckpointError: the checkpoint does not fit.
     """
     pictures = read_pictures(images)
-    for path, picture in pictures.items():
-        _shares(pixel, picture, path)
     pipeline = TestPipeline(cfg)
+    queries = {path: _query(pixel, picture.shape[:2], pipeline, path)
+               for path, picture in pictures.items()}
     model = build_model(cfg)
     written: list[Path] = []
     if 'attention' in ways and _has_tokens(model):
@@ -67,7 +68,7 @@ def write_attention_pictures(
     model.to(checked_device(device)).eval()
     kind = type(model.backbone).__name__
     for path, picture in pictures.items():
-        query = _shares(pixel, picture, path)
+        query = queries[path]
         inputs, shown = _prepare(model, pipeline, picture)
         for way in ways:
             maps = _compute_maps(model.backbone, way, inputs, shown.shape[:2], query)
@@ -120,14 +121,43 @@ def _compute_maps(
             for name, values in maps.items()}
 
 
-def _shares(
-    pixel: tuple[float, float] | None, picture: np.ndarray, path: Path
+def _query(
+    pixel: tuple[float, float] | None,
+    size: tuple[int, int],
+    pipeline: TestPipeline,
+    path: Path,
 ) -> tuple[float, float]:
-    """A pixel as shares of width and height."""
+    """Where a pixel of an image of (height, width) lies after the pipeline, in shares of x and y.
+
+    An image whose values are its coordinates goes through the pipeline and tells.
+    """
     if pixel is None:
         return 0.5, 0.5
-    height, width = picture.shape[:2]
+    height, width = size
     if not (0 <= pixel[0] < width and 0 <= pixel[1] < height):
         raise ConfigError(
             f'--pixel {pixel[0]:g} {pixel[1]:g}: {path} has {width} x {height} pixels')
-    return (pixel[0] + 0.5) / width, (pixel[1] + 0.5) / height
+    ramps = np.full((height, width, 3), 255, np.uint8)
+    ramps[..., 0] = np.rint(np.linspace(0, 255, width))
+    ramps[..., 2] = np.rint(np.linspace(0, 255, height))[:, None]
+    changed = pipeline(ramps)['inputs'].numpy()
+    if pipeline.is_rgb:
+        changed = changed[::-1]
+    is_image = changed[1] > 254  # and no padding
+    shares, kept, is_kept = [], [], []
+    for axis, (at, side) in enumerate(zip(pixel, size[::-1])):
+        values, places = changed[2 * axis][is_image], np.nonzero(is_image)[1 - axis]
+        # The line evens out that a ramp has no more than 256 values.
+        slope, start = np.polyfit(places, values.astype(float) * (side - 1) / 255, 1)
+        number = is_image.shape[1 - axis]
+        place = (at - start) / (slope if side > 1 else 1) + 0.5
+        # Half a pixel of tolerance: an image that is made smaller loses a part of its border.
+        is_kept.append(-0.5 <= place <= number + 0.5)
+        shares.append(min(max(place / number, 0.), 1.))
+        kept.append(sorted((start, start + slope * (number - 1))))
+    if not all(is_kept):
+        (left, right), (top, bottom) = kept
+        raise ConfigError(
+            f'--pixel {pixel[0]:g} {pixel[1]:g}: the test pipeline cuts it off; it keeps x from '
+            f'{max(left, 0):.0f} to {right:.0f} and y from {max(top, 0):.0f} to {bottom:.0f}')
+    return shares[0], shares[1]

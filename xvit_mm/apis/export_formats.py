@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 import torch.onnx.errors
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from xvit_mm.utils.config import ConfigError
 
@@ -147,7 +149,26 @@ class AnySize(nn.Module):
             size = torch.scalar_tensor(images.shape[axis], dtype=torch.int64).item()
             torch._check(size >= 1)
             images = images.index_select(axis, torch.arange(size, device=images.device))
-        return self.module(images)
+        with _PoolingBySlices():
+            return self.module(images)
+
+
+class _PoolingBySlices(TorchFunctionMode):
+    """Has max-pooling of single pixels, with which FPN adds levels, take a map of every size.
+
+    With a stride, `max_pool2d` makes a program for odd or for even maps alone.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in (F.max_pool2d, torch.max_pool2d):
+            given = dict(zip(('input', 'kernel_size', 'stride', 'padding'), args), **kwargs)
+            stride = given.get('stride')
+            if given['kernel_size'] == 1 and isinstance(stride, int) and not given.get('padding'):
+                return given['input'][..., ::stride, ::stride]
+        return function(*args, **kwargs)
 
 
 @torch.no_grad()

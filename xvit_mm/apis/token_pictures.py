@@ -3,7 +3,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from xvit_mm.checkpoints import CheckpointError, find_state_dict, load_official, read_checkpoint
 from xvit_mm.datasets.images import read_image
 from xvit_mm.utils.config import ConfigError
-from xvit_mm.visualization import draw_tokens
+from xvit_mm.visualization.heat_maps import write_heat_maps
 
 from .build import build_model
 from .inference import TestPipeline
@@ -34,8 +33,9 @@ def write_token_pictures(
     """Draw the spatial attention of every token of a model, one picture for each place.
 
     A place is a VT module of the backbone, `vt0`, or a level of the neck in one of its layers,
-    `neck0_level2`; its picture is `{image}_{place}.png`. Images go through the config's test
-    pipeline, so that the model sees the scale it was trained for.
+    `neck0_level2`; its picture is `{image}_{place}.png`, the image and a panel for each token.
+    Images go through the config's test pipeline, so that the model sees the scale it was trained
+    for.
 
     Raises:
         ConfigError: the model has no visual tokens, an image cannot be read, or names collide.
@@ -49,12 +49,11 @@ def write_token_pictures(
     written: list[Path] = []
     for path, picture in pictures.items():
         shown, attentions = look(model, cfg, picture)
-        Path(folder).mkdir(parents=True, exist_ok=True)
         for place, attention in attentions.items():
             written.append(Path(folder) / f'{path.stem}_{place}.png')
-            drawn = draw_tokens(shown, attention, columns=columns)
-            # Unlike cv2.imwrite, it raises an error where it cannot write.
-            mmcv.imwrite(drawn[..., ::-1], written[-1])
+            maps = {f'token {i}': token for i, token in enumerate(attention, start=1)}
+            write_heat_maps(written[-1], shown, maps, columns=columns,
+                            title=f'Visual tokens of {place}: {path.name}')
     return written
 
 
