@@ -1,4 +1,4 @@
-"""A copied checkout in which the set-up's modules can be tried, and a fake of what they run."""
+"""A copied checkout in which the modules of the set-up can be tried, and a fake of what they run."""
 import importlib
 import shutil
 import sys
@@ -51,28 +51,36 @@ def install(stack: Any, name: str, version: str, files: tuple[str, ...] = ()) ->
 def make_ready(stack: Any) -> None:
     """An environment that a finished set-up would have left."""
     for name in (*stack.packages.values(), 'torch', 'torchvision'):
-        install(stack, name, stack.pins()[name])
+        install(stack, name, stack.pins[name])
     stack.python.parent.mkdir()
     stack.python.write_text('')
     (stack.venv / 'setup.stamp').write_text(stack.fingerprint())
 
 
-def fake_setup(tools: SimpleNamespace, stack: Any, *answers: tuple[str, int, str]) -> Any:
-    """A set-up that answers commands from a table: part of the command, status, output.
+def fake_setup(tools: SimpleNamespace, stack: Any, *ops: dict[str, str], gpu: str | None = None,
+               cv2: str | None = None) -> Any:
+    """A set-up that runs nothing; `commands` holds (command, variables) of what it would have run.
 
-    An answer that is a list is used up. `commands` holds (command, variables) of what was run.
+    Args:
+        ops: what the imports of mmcv.ops find, one after the other.
+        gpu: name of the GPU that a torch for CUDA 13.0 sees.
+        cv2: the error of importing it.
     """
-    setup = tools.install.Setup(stack, None)
+    setup, left = tools.install.Setup(stack), iter(ops)
     setup.commands = []
 
-    def run(*command: str, **variables: str) -> tuple[int, str]:
+    def run(*command: str, **variables: str) -> int:
         setup.commands.append((' '.join(command), variables))
-        for part, status, output in answers:
-            if part in ' '.join(command):
-                return status, output.pop(0) if isinstance(output, list) else output
-        return 0, ''
+        return 0
 
-    setup.run = run
+    def probe(*names: str, **variables: str) -> Any:
+        seen = None if 'CUDA_VISIBLE_DEVICES' in stack.variables() else gpu
+        records = {'torch': {'gpu': seen, 'cuda': '13.0'}, 'cv2': {'error': cv2} if cv2 else {}}
+        if 'mmcv.ops' in names:
+            records['mmcv.ops'] = next(left)
+        return tools.facts.Facts('python', (3, 11, 7), {}, records)
+
+    setup.run, setup.probe = run, probe
     return setup
 
 

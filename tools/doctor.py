@@ -38,13 +38,10 @@ class Finding(NamedTuple):
         return '\n'.join(lines)
 
 
-# --- the environment as a whole -------------------------------------------------------------------
-
-
 def judge_python(facts: Facts) -> list[Finding]:
     """Judge the interpreter's version, and a PYTHONPATH that may hide the environment's packages."""
-    version = '.'.join(map(str, facts.version))
     stack = facts.stack or stacks.STACKS['onedl']
+    version = '.'.join(map(str, facts.version))
     found = [Finding('ok', 'Python', f'{version} at {facts.python}')]
     if version.rpartition('.')[0] not in stack.pythons:
         found = [Finding('broken', 'Python', f'{version} at {facts.python}: the {stack.name} stack '
@@ -57,21 +54,17 @@ def judge_python(facts: Facts) -> list[Finding]:
 
 def judge_family(facts: Facts) -> list[Finding]:
     """Judge the OpenMMLab packages: exactly one family, best in the tested versions."""
-    names, pip = stacks.families(facts.distributions), f'{facts.python} -m pip'
-    if facts.family == 'both':
-        text = ('both families of the OpenMMLab stack are installed and overwrite each other: '
-                f'OneDL ({", ".join(names["onedl"])}) and upstream ({", ".join(names["upstream"])})')
+    names, stack = stacks.families(facts.distributions), facts.stack
+    if stack is None:
+        text = 'no OpenMMLab packages: neither of the OneDL nor of the upstream family'
+        if names:
+            text = ('both families of the OpenMMLab stack are installed and overwrite each other: '
+                    f'OneDL ({", ".join(names["onedl"])}), upstream ({", ".join(names["upstream"])})')
         return [Finding('broken', 'family', text, remedies.separate_families(facts))]
-    if facts.family == 'none':
-        onedl = facts.project_stack.command if facts.project_stack else remedies.install_family(
-            pip, 'onedl')
-        return [Finding('broken', 'family',
-                        'no OpenMMLab packages: neither of the OneDL nor of the upstream family',
-                        f'{onedl}\nor, for upstream: {remedies.install_family(pip, "upstream")}')]
     versions = {name: version.partition('+')[0] for name, version in facts.distributions.items()}
     listed = ', '.join(f'{name} {versions[name]}' for name in names[facts.family])
     found = [Finding('ok', 'family', f'{stacks.STACKS[facts.family].name}: {listed}')]
-    stack, tested = facts.stack, facts.stack.pins()
+    tested = stack.pins
     other = [name for name in (*sorted(stack.packages.values()), 'torch', 'torchvision', 'numpy',
                                'opencv-python') if versions.get(name, tested[name]) != tested[name]]
     if other:
@@ -82,19 +75,54 @@ def judge_family(facts: Facts) -> list[Finding]:
     return found
 
 
-def judge_flavours(facts: Facts) -> list[Finding]:
-    """Judge whether torch and torchvision are for the same CUDA, or both for the CPU."""
-    versions = [facts.detail(name, 'version') or '' for name in ('torch', 'torchvision')]
-    flavours = {version.partition('+')[2] for version in versions} - {''}
-    if len(flavours) < 2:
+def judge_mmcv_lite(facts: Facts) -> list[Finding]:
+    """Judge mmcv-lite, which has no compiled ops, alone or beside mmcv."""
+    if 'mmcv-lite' not in facts.distributions:
         return []
-    command = '{pip} install --force-reinstall --no-deps {torchvision}'
-    return [Finding('broken', 'flavour', 'torch {} and torchvision {} do not match'.format(
-        *versions), remedies.fill_in(command, facts))]
+    broken = facts.detail('mmcv._ext', 'error') is not None
+    text, remedy = 'is enough for backbones, necks and heads', ''
+    if 'mmcv' in facts.distributions:
+        text = 'installed beside mmcv, whose files it shares: to remove one damages the other'
+        remedy = '{mmcv}'
+    elif {'mmdet', 'mmsegmentation'} & set(facts.distributions):
+        text, remedy = 'has no compiled ops: detectors need nms and RoIAlign', '{mmcv}'
+    level = 'broken' if broken and remedy else 'note'
+    return [Finding(level, 'mmcv-lite', text, remedies.fill_in(remedy, facts))]
+
+
+def judge_module(module: str, facts: Facts) -> list[Finding]:
+    """Judge whether a module imports; what follows from something reported before is left out."""
+    record = facts.modules[module]
+    error = record.get('error')
+    if error is None:
+        text = f'{record.get("version", "")} {record.get("path", "")}'.strip()
+        return [Finding('ok', module, text)]
+    whole = 'mmcv._ext' if module == 'mmcv.ops' else module.split('.')[0]
+    if whole != module and facts.detail(whole, 'error'):
+        return []
+    if module == 'mmcv._ext' and 'mmcv-lite' in facts.distributions:
+        return []
+    missing = re.search(r"No module named '([\w.]+)'", error)
+    name = missing.group(1) if missing else ''
+    if name == module.split('.')[0]:
+        level = 'broken' if module in NEEDED or facts.project_stack else 'note'
+        command = remedies.template_of(module, facts)
+        return [Finding(level, module, 'not installed', remedies.fill_in(command, facts))]
+    cause = next(one for one, other in facts.modules.items() if other.get('error') == error)
+    if cause != module:
+        return [Finding('broken', module, f'needs {cause}, see there')]
+    short = ' '.join(error.split())[:300]
+    known = remedies.explain(module, error)
+    if module == 'xvit_mm' and record.get('own') and not missing and known is None:
+        text = f'this package itself fails, in {record["own"]} ({short})'
+        return [Finding('broken', module, text, remedies.restore_package(facts))]
+    meaning, command = known or (
+        'does not import', remedies.template_of(name.split('.')[0] or module, facts))
+    return [Finding('broken', module, f'{meaning} ({short})', remedies.fill_in(command, facts))]
 
 
 def judge_gpu(facts: Facts) -> list[Finding]:
-    """Judge what a visible GPU needs: a CUDA torch that sees it, and mmcv's CUDA ops."""
+    """Say which GPU is used; a driver without a GPU that torch sees is worth a note."""
     gpu, cuda = facts.detail('torch', 'gpu'), facts.detail('torch', 'cuda')
     if facts.detail('torch', 'version') is None:
         return []
@@ -102,79 +130,8 @@ def judge_gpu(facts: Facts) -> list[Finding]:
         return [Finding('note', 'GPU', f'a driver is installed, but torch (CUDA {cuda}) sees none',
                         'nvidia-smi   (a lower CUDA version there: update the driver; None above: '
                         'reinstall torch and torchvision for CUDA as https://pytorch.org says)')]
-    if gpu is None:
-        return [Finding('ok', 'GPU', 'none: training runs on the CPU')]
-    found = [Finding('ok', 'GPU', f'{gpu}, torch built for CUDA {cuda}')]
-    if facts.detail('mmcv.ops', 'cuda') == 'not available':
-        text = 'mmcv has CPU ops only: nms, RoIAlign and others fail on the GPU'
-        if stacks.nvcc() is None:
-            text += f'; first install the CUDA {cuda} toolkit (no nvcc is found)'
-        found.append(Finding('broken', 'mmcv on GPU', text, remedies.fill_in('{mmcv}', facts)))
-    return found
-
-
-def judge_compiler() -> list[Finding]:
-    """Look for a C++ compiler; only a build of mmcv needs one, so its absence is a note."""
-    found = stacks.compiler()
-    if found is None:
-        return [Finding('note', 'C++ compiler', 'none (needed only to build mmcv)',
-                        'sudo apt-get install -y g++ python3-dev')]
-    return [Finding('ok', 'C++ compiler', f'{found}; nvcc: {stacks.nvcc() or "none"}')]
-
-
-# --- modules --------------------------------------------------------------------------------------
-
-
-def judge_module(module: str, facts: Facts) -> list[Finding]:
-    """Judge whether a module imports; parts of a package that does not are passed over."""
-    record = facts.modules[module]
-    if module == 'mmcv._ext' and {'mmcv', 'mmcv-lite'} <= set(facts.distributions):
-        return [judge_mixture(facts)]
-    if 'error' not in record:
-        text = f'{record.get("version", "")} {record.get("path", "")}'.strip()
-        return [Finding('ok', module, text)]
-    whole = 'mmcv._ext' if module == 'mmcv.ops' else module.split('.')[0]
-    if whole != module and facts.detail(whole, 'error'):
-        return []
-    if module == 'mmcv._ext' and 'mmcv-lite' in facts.distributions:
-        text = 'mmcv-lite is installed, which has no compiled ops: '
-        if not {'mmdet', 'mmsegmentation'} & set(facts.distributions):
-            return [Finding('note', 'mmcv-lite', text + 'backbones, necks and heads work without')]
-        return [Finding('broken', 'mmcv-lite', text + 'detectors need nms and RoIAlign',
-                        remedies.fill_in('{mmcv}', facts))]
-    return [judge_error(module, record, facts)]
-
-
-def judge_mixture(facts: Facts) -> Finding:
-    """mmcv and mmcv-lite in one environment."""
-    return Finding('broken' if facts.detail('mmcv._ext', 'error') else 'note', 'mmcv-lite',
-                   'installed beside mmcv, whose files it shares: to remove one damages the other',
-                   remedies.fill_in('{mmcv}', facts))
-
-
-def judge_error(module: str, record: dict, facts: Facts) -> Finding:
-    """Find out why a module did not import, and what repairs it."""
-    error = record['error']
-    missing = re.search(r"No module named '([\w.]+)'", error)
-    name = missing.group(1) if missing else ''
-    if name == module.split('.')[0]:
-        command = remedies.install_template(module, facts)
-        level = 'broken' if module in NEEDED or facts.project_stack else 'note'
-        return Finding(level, module, 'not installed', remedies.fill_in(command, facts))
-    cause = next(one for one, other in facts.modules.items() if other.get('error') == error)
-    if cause != module:
-        return Finding('broken', module, f'needs {cause}, see there')
-    short = ' '.join(error.split())[:300]
-    known = remedies.explain(module, error)
-    if module == 'xvit_mm' and record.get('own') and not missing and known is None:
-        text = f'this package itself fails, in {record["own"][-1]} ({short})'
-        return Finding('broken', module, text, remedies.restore_package(facts))
-    meaning, command = known or (
-        'does not import', remedies.install_template(name.split('.')[0] or module, facts))
-    return Finding('broken', module, f'{meaning} ({short})', remedies.fill_in(command, facts))
-
-
-# --- command line ---------------------------------------------------------------------------------
+    return [Finding('ok', 'GPU', f'{gpu}, torch built for CUDA {cuda}' if gpu else
+                    'none: training runs on the CPU')]
 
 
 def examine(python: str, env: dict[str, str] | None = None) -> list[Finding]:
@@ -184,10 +141,10 @@ def examine(python: str, env: dict[str, str] | None = None) -> list[Finding]:
         RuntimeError: the interpreter itself does not run.
     """
     facts = gather(python, [*NEEDED, *OPTIONAL], env)
-    findings = judge_python(facts) + judge_family(facts)
+    findings = judge_python(facts) + judge_family(facts) + judge_mmcv_lite(facts)
     for module in facts.modules:
         findings += judge_module(module, facts)
-    return findings + judge_flavours(facts) + judge_gpu(facts) + judge_compiler()
+    return findings + judge_gpu(facts)
 
 
 def report(findings: Sequence[Finding]) -> int:

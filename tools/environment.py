@@ -11,6 +11,7 @@ all that determines the environment; while it fits, nothing is run.
 """
 import argparse
 import fcntl
+import os
 import platform
 import shutil
 import signal
@@ -28,7 +29,6 @@ def examine(setup: Setup) -> str:
     """Run the doctor on the new environment; what it finds broken ends the set-up."""
     stack = setup.stack
     findings = doctor.examine(str(stack.python), stack.variables())
-    print(*findings, sep='\n', file=setup.log)
     broken = [f'{one.subject}: {one.text}' for one in findings if one.level == 'broken']
     if broken:
         raise SetupError(f'the environment is complete, but not all of it works. '
@@ -40,19 +40,26 @@ def examine(setup: Setup) -> str:
 
 def run_steps(setup: Setup, python: str) -> None:
     """Run all steps, saying what each does and how long it took."""
+    build = f'{max(2, 14 // install.jobs())} min'
     steps: tuple[tuple[str, Callable[[Setup], str]], ...] = (
         ('virtual environment', lambda setup: install.make_venv(setup, python)),
         ('torch and torchvision, 2 to 3 GB to download: 2 to 10 min', install.install_torch),
-        ('mmcv: 30 s with a wheel, else the build', install.install_mmcv),
+        (f'mmcv: 30 s with a wheel, else compiled: about {build}', install.install_mmcv),
         ('mmengine, mmdet, mmseg, mmpretrain, test tools: 1 to 3 min', install.install_rest),
         ('import everything once: 30 s', examine),
     )
-    for number, (title, action) in enumerate(steps, 1):
-        print(f'[{number}/{len(steps)}] {title}', flush=True)
-        start = time.monotonic()
-        remark = action(setup)
-        print(f'      done in {time.monotonic() - start:.0f} s' + f' ({remark})' * bool(remark),
-              flush=True)
+    shutil.rmtree(setup.scratch, ignore_errors=True)
+    setup.scratch.mkdir()
+    setup.log.unlink(missing_ok=True)
+    try:
+        for number, (title, action) in enumerate(steps, 1):
+            print(f'[{number}/{len(steps)}] {title}', flush=True)
+            start = time.monotonic()
+            remark = action(setup)
+            print(f'      done in {time.monotonic() - start:.0f} s' + f' ({remark})' * bool(remark),
+                  flush=True)
+    finally:
+        shutil.rmtree(setup.scratch, ignore_errors=True)
 
 
 def ensure(key: str = 'onedl', *, repair: bool = False, python: str | None = None) -> Stack:
@@ -69,50 +76,33 @@ def ensure(key: str = 'onedl', *, repair: bool = False, python: str | None = Non
     if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
         print(f'note: this set-up is tested on Linux x86_64, this is {platform.platform()}.')
     stack.venv.mkdir(exist_ok=True)
-    with open(stack.venv / 'setup.log', 'a') as log:
+    with open(stack.venv / 'setup.lock', 'w') as lock:
+        os.set_inheritable(lock.fileno(), True)
         try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f'Another set-up is at work in {stack.folder}: waiting for it to end.',
                   flush=True)
-            fcntl.flock(log, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if repair or not stack.is_ready():
-            print(f'Setting up {stack.folder} for the {stack.name} stack (log: {stack.folder}/'
-                  'setup.log). The first time takes 5 to 20 min, mostly downloads.', flush=True)
-            log.truncate(0)
-            _set_up(Setup(stack, log), python)
+            print(f'Setting up {stack.folder} for the {stack.name} stack. The first time takes 5 to '
+                  '20 min, mostly downloads.', flush=True)
+            stack.stamp.unlink(missing_ok=True)
+            run_steps(Setup(stack), python)
+            stack.stamp.write_text(stack.fingerprint())
             print('Environment ready.\n', flush=True)
     return stack
 
 
-def _set_up(setup: Setup, python: str) -> None:
-    stamp = setup.stack.venv / 'setup.stamp'
-    stamp.unlink(missing_ok=True)
-    shutil.rmtree(setup.scratch, ignore_errors=True)
-    setup.scratch.mkdir()
-    try:
-        run_steps(setup, python)
-    finally:
-        shutil.rmtree(setup.scratch, ignore_errors=True)
-    stamp.write_text(setup.stack.fingerprint())
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """A kill ends the set-up as Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
 def guarded(action: Callable[[], int]) -> int:
     """Run a command; errors become one paragraph and a non-zero exit status."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a kill ends it as Ctrl-C does
         if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _interrupt)
+            signal.signal(number, signal.default_int_handler)
     try:
         return action()
     except SetupError as error:
-        message, *tail = error.args
-        print(*(f'\nEnd of the output:\n{text}' for text in tail), file=sys.stderr)
-        print(f'\nerror: {message}', file=sys.stderr)
+        print(f'\nerror: {error}', file=sys.stderr)
         return 1
     except OSError as error:
         print(f'\nerror: {error}. Check the disk and the rights on {stacks.ROOT}, then run the '

@@ -30,7 +30,7 @@ class Facts(NamedTuple):
     def stack(self) -> stacks.Stack | None:
         """The tested stack of this family and version of mmcv, else the family's first."""
         same = [one for one in stacks.STACKS.values() if one.family == self.family]
-        here = [one for one in same if one.pins()[one.mmcv] == self.distributions.get(one.mmcv)]
+        here = [one for one in same if one.pins[one.mmcv] == self.distributions.get(one.mmcv)]
         return next(iter(here + same), None)
 
     @property
@@ -46,31 +46,21 @@ def gather(python: str, names: Sequence[str], env: dict[str, str] | None = None)
     Raises:
         RuntimeError: the interpreter itself does not run.
     """
-    modules: dict[str, dict[str, Any]] = {}
-    while True:
-        pending = [name for name in names if name not in modules]
-        (head, *records), ending = _probe(python, pending, env)
-        modules.update({record['name']: record for record in records})
-        if len(records) == len(pending):
-            distributions = {stacks.normal(name): version
-                             for name, version in head['distributions'].items()}
-            return Facts(python, tuple(head['python']), distributions, modules)
-        culprit = pending[len(records)]
-        modules[culprit] = {'name': culprit, 'error': 'Python crashed: ' + ending}
-
-
-def _probe(
-    python: str, names: Sequence[str], env: dict[str, str] | None
-) -> tuple[list[dict[str, Any]], str]:
-    """Return the records that the child printed, and how it ended."""
-    command = [python, str(Path(__file__).with_name('probe.py')), *names]
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RuntimeError(f'{python} does not run: {error}') from None
-    ending = f'exit status {done.returncode} {done.stderr.strip()[-300:]}'
-    records = [json.loads(line.removeprefix('@probe ')) for line in done.stdout.splitlines()
-               if line.startswith('@probe ')]
-    if not records:
-        raise RuntimeError(f'{python} does not run: {ending}')
-    return records, ending
+    probe = str(Path(__file__).with_name('probe.py'))
+    head, records = None, []
+    while head is None or len(records) < len(names):
+        try:
+            done = subprocess.run([python, probe, *names[len(records):]], env=env, text=True,
+                                  capture_output=True, timeout=600)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise RuntimeError(f'{python} does not run: {error}') from None
+        lines = [line for line in done.stdout.splitlines() if line.startswith('@probe ')]
+        ending = f'exit status {done.returncode} {done.stderr.strip()[-300:]}'
+        if not lines:
+            raise RuntimeError(f'{python} does not run: {ending}')
+        head, *new = (json.loads(line.removeprefix('@probe ')) for line in lines)
+        records += new
+        if len(records) < len(names):
+            records.append({'error': 'Python crashed: ' + ending})
+    distributions = {stacks.normal(name): one for name, one in head['distributions'].items()}
+    return Facts(python, tuple(head['python']), distributions, dict(zip(names, records)))

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 
-def _facts(name):
+def examine(name):
     """Import a module, or call the function that `name` ends with, and describe it."""
     if name == 'torch.from_numpy':
         import numpy
@@ -23,46 +23,46 @@ def _facts(name):
         is_installed('mmengine')
         return {}
     module = importlib.import_module(name)
-    if name == 'torchvision':  # beside a slightly newer torch it imports, without its ops
-        import torch
-        module.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     facts = {'version': str(getattr(module, '__version__', '')),
              'path': getattr(module, '__file__', None) or ''}
     if name == 'torch':
         facts['cuda'] = module.version.cuda
         facts['gpu'] = module.cuda.get_device_name(0) if module.cuda.is_available() else None
-    if name == 'mmcv.ops':
-        facts['cuda'] = module.get_compiling_cuda_version()
+    elif name in ('torchvision', 'mmcv.ops'):  # both may import although their ops do not work
+        import torch
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        ops = module if name == 'mmcv.ops' else module.ops
+        ops.nms(torch.zeros(1, 4, device=device), torch.zeros(1, device=device), 0.5)
+        if name == 'mmcv.ops':
+            facts['cuda'] = module.get_compiling_cuda_version()
     return facts
 
 
-def _lines_of(name, error):
-    """The lines of a package through which an error came."""
-    try:
-        folder = os.path.dirname(importlib.util.find_spec(name.split('.')[0]).origin)
-    except (AttributeError, TypeError, ValueError):
-        return []
-    return ['{}:{}'.format(frame[0], frame[1])
-            for frame in traceback.extract_tb(error.__traceback__) if frame[0].startswith(folder)]
-
-
-def _probe(name):
-    try:
-        return _facts(name)
-    except (Exception, SystemExit) as error:  # whatever a broken package raises
-        return {'error': '{}: {}'.format(type(error).__name__, error),
-                'own': _lines_of(name, error)}
+def describe_error(name, error):
+    """Return the message, and the last line of the module's own package that the error passed."""
+    record = {'error': '{}: {}'.format(type(error).__name__, error)}
+    spec = importlib.util.find_spec(name) if '.' not in name else None
+    if spec is not None and spec.origin:
+        folder = os.path.dirname(spec.origin)
+        for frame in traceback.extract_tb(error.__traceback__):
+            if frame[0].startswith(folder):
+                record['own'] = '{}:{}'.format(frame[0], frame[1])
+    return record
 
 
 def main(names):
     from importlib.metadata import distributions
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
-    head = {'python': list(sys.version_info[:3]),
-            'distributions': {one.metadata['Name'] or '': one.version for one in distributions()}}
-    print('\n@probe ' + json.dumps(head), flush=True)
+    records = {'python': list(sys.version_info[:3]),
+               'distributions': {one.metadata['Name'] or '': one.version for one in distributions()}}
+    print('\n@probe ' + json.dumps(records), flush=True)
     for name in names:
-        print('\n@probe ' + json.dumps(dict(_probe(name), name=name)), flush=True)
+        try:
+            record = examine(name)
+        except (Exception, SystemExit) as error:  # whatever a broken package raises
+            record = describe_error(name, error)
+        print('\n@probe ' + json.dumps(record), flush=True)
 
 
 if __name__ == '__main__':

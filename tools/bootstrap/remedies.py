@@ -4,32 +4,28 @@ import re
 from bootstrap import stacks
 from bootstrap.facts import Facts
 
-MMCV_2_1 = 'mmcv>=2.1.0,<2.2.0'
-DISTRIBUTIONS = {'cv2': 'opencv-python', 'faster_coco_eval': 'faster-coco-eval'}
-
 # Part of `module: error` -> what it means, and a command ({pip}, {mmcv}, ... are filled in).
 FAILURES = {
     r'lib(GL|gthread|glib)[\w.-]*: cannot open': (
         'opencv-python needs system libraries (libGL.so.1) that are not installed',
         'sudo apt-get install -y libgl1 libglib2.0-0\n'
-        'or, without root: {pip} install --force-reinstall --no-deps '
-        'opencv-python-headless=={opencv}'),
+        'or, without root: {pip} install --force-reinstall --no-deps {headless}'),
     r'^torch: .*(undefined symbol|\.so[.\d]*: cannot open)': (
         'torch does not fit the CUDA libraries that are installed with it, or they are incomplete',
         '{pip} uninstall -y torch torchvision && {pip} install {torch} {torchvision}'),
-    r"torchvision::nms does not exist|Couldn't load custom C\+\+ ops"
-    r'|partially initialized module .torchvision'
+    r"torchvision::nms|Couldn't load custom C\+\+ ops|partially initialized module .torchvision"
     r'|^torchvision: .*(undefined symbol|libc10|libtorch|libcudart)': (
         'torchvision belongs to another torch, in version or in flavour (CPU or CUDA)',
         '{pip} install --force-reinstall --no-deps {torchvision}'),
-    r'undefined symbol|libc10|libtorch|libcudart': (
-        'its compiled part was built for another torch', '{mmcv}'),
+    r'implementation for device cuda': (
+        'mmcv has CPU ops only: nms, RoIAlign and others fail on the GPU', '{mmcv}'),
+    r'undefined symbol|libc10|libtorch|libcudart|no kernel image': (
+        'its compiled part was built for another torch or GPU', '{mmcv}'),
     r"No module named 'mmcv._ext'": ('mmcv is here without its compiled ops', '{mmcv}'),
     r"No module named 'pkg_resources'": (
         'setuptools 82 and later have no pkg_resources', '{pip} install "setuptools>=80,<82"'),
     r'Numpy is not available': (
-        'this torch was built for numpy 1 and cannot use numpy 2',
-        '{pip} install {numpy} {cv2}'),
+        'this torch was built for numpy 1 and cannot use numpy 2', '{pip} install {numpy} {cv2}'),
     r'^cv2: .*(_ARRAY_API|multiarray|NumPy 1|numpy\.core)': (
         'opencv was built for another numpy', '{pip} install {numpy} {cv2}'),
     r'_ARRAY_API not found|multiarray failed to import|compiled using NumPy 1': (
@@ -37,7 +33,7 @@ FAILURES = {
         '{pip} install {numpy}'),
     r'MMCV==\S+ is used but incompatible': (
         'mmdet and mmseg of the upstream family want mmcv >=2.0.0,<2.2.0',
-        '{mmcv_2_1}\nor, to keep it, see "Newest of upstream" in docs/stacks.md'),
+        '{older_mmcv}\nor, to keep it, see "Newest of upstream" in docs/stacks.md'),
 }
 
 
@@ -47,78 +43,58 @@ def explain(module: str, error: str) -> tuple[str, str] | None:
                  if re.search(pattern, f'{module}: {error}', re.DOTALL)), None)
 
 
-def minor_of_torch(facts: Facts) -> int | None:
-    """Return 12 for torch 2.12.1."""
-    found = re.match(r'2\.(\d+)\.', facts.distributions.get('torch', ''))
-    return int(found.group(1)) if found else None
+def template_of(module: str, facts: Facts) -> str:
+    """Return the template of the command that installs a missing module."""
+    given = {'torchvision': '{torchvision}', 'xvit_mm': f'--no-deps -e {stacks.ROOT}',
+             'cv2': '{cv2}', 'faster_coco_eval': 'faster-coco-eval'}
+    if facts.stack:
+        given.update(facts.stack.packages)
+    elif module in stacks.UPSTREAM:
+        return ''  # the finding on the family has the command
+    return '{mmcv}' if module == 'mmcv' else '{pip} install ' + given.get(module, module)
 
 
 def fill_in(template: str, facts: Facts) -> str:
     """Return the command of a template; in the project's own environment one command repairs all."""
-    if facts.project_stack and '{' in template:
-        return facts.project_stack.command + ' --repair'
-    template = template.replace('{mmcv}', _build_mmcv(facts, _mmcv(facts)))
-    template = template.replace('{mmcv_2_1}', _build_mmcv(facts, MMCV_2_1))
-    version = facts.distributions.get('torch', '').partition('+')[0]
+    if facts.project_stack:
+        return re.sub(r'\{.*', facts.project_stack.command + ' --repair', template)
+    found = facts.distributions
+    torch, _, flavour = found.get('torch', '').partition('+')
+    minor = int(torch.split('.')[1]) if torch.startswith('2.') else None
+    torchvision = 'torchvision'
+    if minor is not None:  # the minor versions of the two run in step
+        index = f' --index-url https://download.pytorch.org/whl/{flavour}' if flavour else ''
+        torchvision = f'"torchvision==0.{minor + 15}.*"{index}'
+    numpy, cv2 = '"numpy>=2,<2.3"', '>=4.12,<4.13'
+    if minor is not None and minor < 3:  # built for numpy 1; opencv asks for 2 from 4.12 on
+        numpy, cv2 = '"numpy<2"', '<4.12'
+    opencv = next((one for one in ('opencv-python-headless', 'opencv-python') if one in found),
+                  'opencv-python')
+    stack = facts.stack or stacks.STACKS['onedl']
     return template.format(
         pip=f'{facts.python} -m pip',
-        opencv=facts.distributions.get('opencv-python', '*'),
-        torch=f'"torch=={version}"' if version else 'torch',
-        torchvision=_torchvision(facts),
-        numpy=_numpy(facts),
-        cv2=f'"{_opencv(facts)}"')
+        torch=f'"torch=={torch}"' if torch else 'torch',
+        torchvision=torchvision,
+        numpy=numpy,
+        cv2=f'"{opencv}{cv2}"',
+        headless=f'"opencv-python-headless=={found.get("opencv-python", "*")}"',
+        mmcv=_build_mmcv(facts, stack),
+        older_mmcv=_build_mmcv(facts, stacks.STACKS['upstream']))
 
 
-def _mmcv(facts: Facts) -> str:
-    """Requirement of the mmcv that goes with the other packages."""
-    stack = facts.stack or stacks.STACKS['onedl']
-    return MMCV_2_1 if stack.key == 'upstream' else stack.pinned(stack.mmcv)
-
-
-def _build_mmcv(facts: Facts, wanted: str) -> str:
+def _build_mmcv(facts: Facts, stack: stacks.Stack) -> str:
     """Build mmcv for the torch that is installed; never from pip's cache, which ignores torch."""
-    name = re.split('[=<>]', wanted)[0]
-    remove = '{pip} uninstall -y mmcv-lite && ' if 'mmcv-lite' in facts.distributions else ''
-    cuda = 'FORCE_CUDA=1 ' if facts.detail('torch', 'gpu') else ''
-    return (f'{remove}{cuda}CFLAGS=-g0 MMCV_WITH_OPS=1 {{pip}} install --force-reinstall --no-deps '
-            f'--no-build-isolation --no-cache-dir --no-binary {name} "{wanted}"')
-
-
-def _torchvision(facts: Facts) -> str:
-    """The torchvision that goes with the installed torch: their minor numbers run in step."""
-    minor = minor_of_torch(facts)
-    if minor is None:
-        return 'torchvision'
-    flavour = facts.distributions['torch'].partition('+')[2]
-    index = f' --index-url https://download.pytorch.org/whl/{flavour}' if flavour else ''
-    return f'"torchvision==0.{minor + 15}.*"{index}'
-
-
-def _numpy(facts: Facts) -> str:
-    """torch before 2.3 was built for numpy 1 and reads no arrays of numpy 2."""
-    minor = minor_of_torch(facts)
-    return '"numpy<2"' if minor is not None and minor < 3 else '"numpy>=2,<2.3"'
-
-
-def _opencv(facts: Facts) -> str:
-    """From 4.12 on opencv asks for numpy 2."""
-    headless = 'opencv-python-headless'
-    name = headless if headless in facts.distributions else 'opencv-python'
-    return name + ('<4.12' if '<2"' in _numpy(facts) else '>=4.12,<4.13')
-
-
-def install_template(module: str, facts: Facts) -> str:
-    """Return the template of the command that installs a missing module."""
-    if module == 'torchvision':
-        return '{pip} install {torchvision}'
-    if module == 'xvit_mm':
-        return f'{{pip}} install --no-deps -e {stacks.ROOT}'
-    if module in stacks.STACKS['onedl'].packages:
-        if facts.family not in stacks.STACKS:
-            return ''  # the finding on the family has the command
-        name = stacks.STACKS[facts.family].packages[module]
-        return '{mmcv}' if module == 'mmcv' else f'{{pip}} install {name}'
-    return '{pip} install ' + DISTRIBUTIONS.get(module, module)
+    pip, gpu = f'{facts.python} -m pip', facts.detail('torch', 'gpu')
+    first = ''
+    if stacks.compiler() is None:
+        first = 'sudo apt-get install -y g++ python3-dev && '
+    if gpu and stacks.nvcc() is None:
+        first += f'install the CUDA {facts.detail("torch", "cuda")} toolkit (no nvcc is found), then '
+    if 'mmcv-lite' in facts.distributions:
+        first += f'{pip} uninstall -y mmcv-lite && '
+    return (f'{first}{"FORCE_CUDA=1 " * bool(gpu)}CFLAGS=-g0 MMCV_WITH_OPS=1 {pip} install '
+            '--force-reinstall --no-deps --no-build-isolation --no-cache-dir '
+            f'--no-binary {stack.mmcv} {stack.pinned(stack.mmcv)}')
 
 
 def install_family(pip: str, key: str) -> str:
@@ -135,15 +111,17 @@ def install_family(pip: str, key: str) -> str:
 
 
 def separate_families(facts: Facts) -> str:
-    """Return the commands for an environment with both families.
+    """Return the commands for an environment with both families, or with none.
 
     Both are uninstalled: they share file names, so removing one damages the other.
     """
-    names = stacks.families(facts.distributions)
-    pip = f'{facts.python} -m pip'
-    return (f'{pip} uninstall -y {" ".join(names["upstream"] + names["onedl"])}\n'
-            f'then, to keep OneDL: {install_family(pip, "onedl")}\n'
-            f'or, to keep upstream: {install_family(pip, "upstream")}')
+    names, pip = stacks.families(facts.distributions), f'{facts.python} -m pip'
+    both = [name for family in names.values() for name in family]
+    if facts.project_stack and not both:
+        return facts.project_stack.command
+    first = f'{pip} uninstall -y {" ".join(both)}\nthen, ' if both else ''
+    return (f'{first}for OneDL: {install_family(pip, "onedl")}\n'
+            f'or, for upstream: {install_family(pip, "upstream")}')
 
 
 def restore_package(facts: Facts) -> str:

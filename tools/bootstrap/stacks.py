@@ -3,8 +3,8 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -12,60 +12,46 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FOREIGN_VARIABLES = ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_PREFIX', 'PIP_ROOT')
 
 
-@dataclass(frozen=True)
+def normal(name: str) -> str:
+    """Distribution name in the form in which package indexes compare names."""
+    return re.sub(r'[-_.]+', '-', name).lower()
+
+
 class Stack:
     """Tested versions of one family, and the environment that holds them.
 
-    Attributes:
+    Args:
         name: as people write it; in lower case what `--stack` and the extras of setup.py say.
         packages: import name -> distribution name.
         pythons: supported versions; the first one found makes the environment.
         folder: of the environment.
+
+    Attributes:
+        family: key of the first stack with the same distributions.
+        command: sets the environment up, or continues an interrupted set-up.
+        stamp: holds the fingerprint of a complete environment.
+        pins: distribution -> tested version, of the lines that hold for every Python.
     """
 
-    name: str
-    packages: dict[str, str]
-    pythons: tuple[str, ...]
-    folder: str
-
-    @property
-    def key(self) -> str:
-        return self.name.lower()
-
-    @property
-    def family(self) -> str:
-        """Key of the first stack with the same distributions."""
-        return self.key.partition('-')[0]
-
-    @property
-    def command(self) -> str:
-        """Set the environment up, or continue an interrupted set-up."""
-        return 'python3 tools/environment.py' + f' --stack {self.key}' * (self.key != 'onedl')
-
-    @property
-    def venv(self) -> Path:
-        return ROOT / self.folder
-
-    @property
-    def python(self) -> Path:
-        return self.venv / 'bin' / 'python'
-
-    @property
-    def constraints(self) -> Path:
-        return ROOT / 'tools' / f'constraints-{self.key}.txt'
-
-    @property
-    def mmcv(self) -> str:
-        return self.packages['mmcv']
-
-    def pins(self) -> dict[str, str]:
-        """Distribution -> tested version, of the lines that hold for every Python."""
-        found = re.findall(r'^([\w.-]+)==([\w.]+) *$', self.constraints.read_text(), re.MULTILINE)
-        return {normal(name): version for name, version in found}
+    def __init__(
+        self, name: str, packages: dict[str, str], pythons: tuple[str, ...], folder: str
+    ) -> None:
+        self.name, self.packages, self.pythons, self.folder = name, packages, pythons, folder
+        self.key = name.lower()
+        self.family = self.key.partition('-')[0]
+        self.mmcv = packages['mmcv']
+        self.command = 'python3 tools/environment.py' + f' --stack {self.key}' * (
+            self.key != 'onedl')
+        self.venv = ROOT / folder
+        self.python = self.venv / 'bin' / 'python'
+        self.stamp = self.venv / 'setup.stamp'
+        self.constraints = ROOT / 'tools' / f'constraints-{self.key}.txt'
+        lines = re.findall(r'^([\w.-]+)==([\w.]+) *$', self.constraints.read_text(), re.MULTILINE)
+        self.pins = {normal(name): version for name, version in lines}
 
     def pinned(self, name: str) -> str:
         """Requirement of a distribution in its tested version."""
-        return f'{name}=={self.pins()[name]}'
+        return f'{name}=={self.pins[name]}'
 
     def venv_version(self) -> str:
         """Python version of the environment, '' without one."""
@@ -86,18 +72,17 @@ class Stack:
     def fingerprint(self) -> str:
         """Hash of all that determines the environment, its place included."""
         files = (self.constraints.read_text(), (ROOT / 'setup.py').read_text())
-        return hashlib.sha256('\n'.join([*files, str(ROOT), self.venv_version()]).encode()
-                              ).hexdigest()
+        text = '\n'.join([*files, str(ROOT), self.venv_version()])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def is_ready(self) -> bool:
         """Whether the environment is complete and holds this family alone, in tested versions."""
-        stamp = self.venv / 'setup.stamp'
-        if not self.python.exists() or not stamp.is_file():
+        if not self.python.exists() or not self.stamp.is_file():
             return False
-        installed, pins = self.installed(), self.pins()
-        return (stamp.read_text() == self.fingerprint() and [*families(installed)] == [self.family]
-                and all(installed.get(name) == pins[name]
-                        for name in [*self.packages.values(), 'torch', 'torchvision']))
+        installed, needed = self.installed(), [*self.packages.values(), 'torch', 'torchvision']
+        return (self.stamp.read_text() == self.fingerprint()
+                and [*families(installed)] == [self.family]
+                and all(installed.get(name) == self.pins[name] for name in needed))
 
     def variables(self) -> dict[str, str]:
         """The caller's variables, as after activating the environment.
@@ -136,11 +121,6 @@ STACKS = {stack.key: stack for stack in (
 UPSTREAM_ONLY = {'mmcv-full', 'mmcv-lite', 'mmengine-lite'}
 
 
-def normal(name: str) -> str:
-    """Distribution name in the form in which package indexes compare names."""
-    return re.sub(r'[-_.]+', '-', name).lower()
-
-
 def families(distributions: Iterable[str]) -> dict[str, list[str]]:
     """Key of a family -> its distributions among the given names; those without any left out."""
     names = set(map(normal, distributions))
@@ -159,3 +139,11 @@ def nvcc() -> str | None:
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
     folders = (home and os.path.join(home, 'bin'), os.environ.get('PATH'), '/usr/local/cuda/bin')
     return shutil.which('nvcc', path=os.pathsep.join(filter(None, folders)))
+
+
+def nvcc_version() -> str:
+    """Return '12.4' for example, '' without nvcc."""
+    path = nvcc()
+    text = subprocess.run([path, '--version'], capture_output=True, text=True).stdout if path else ''
+    found = re.search(r'release ([\d.]+)', text)
+    return found.group(1) if found else ''
