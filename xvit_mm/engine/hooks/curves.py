@@ -111,13 +111,18 @@ def read_history(work_dir: str | os.PathLike, iterations_per_val_step: int | Non
             are logged by iteration, the length of an epoch where they are logged by epoch. With
             None a validation is placed at the last training iteration logged before it.
     """
-    history = History()
-    for start, lines in _runs(Path(work_dir)):
-        history.forget_after(start)
+    history, last = History(), 0
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):  # named after their time
+        start = next(_json_lines(path.with_name(_START_FILE)), {}).get('iter')
+        if start is not None:
+            history.forget_after(start)
         iteration = None
-        for line in lines:
+        for line in _json_lines(path):
             if _is_train(line):
                 iteration = line['step']
+                if iteration <= last:  # resumed without a record of where
+                    history.forget_after(iteration - 1)
+                last = iteration
                 _add(history.losses, _scalars(line, 'train/', wants_loss=True), iteration)
                 _add(history.metrics, _training_accuracies(line), iteration)
             else:
@@ -219,37 +224,6 @@ def _record_start(runner: Runner) -> None:
     path = Path(runner.log_dir, 'vis_data', _START_FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({'iter': runner.iter}))
-
-
-def _runs(work_dir: Path) -> Iterator[tuple[float, list[dict]]]:
-    """Start iteration and logged lines of each run; folders are named after their time."""
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        *earlier, last = _split_at_restarts(_json_lines(path))
-        for lines in earlier:
-            yield _estimated_start(lines), lines
-        recorded = next(_json_lines(path.with_name(_START_FILE)), {}).get('iter')
-        yield _estimated_start(last) if recorded is None else recorded, last
-
-
-def _split_at_restarts(lines: Iterator[dict]) -> list[list[dict]]:
-    """One list for each run: two that start within a second share a file."""
-    runs: list[list[dict]] = [[]]
-    last_step = 0
-    for line in lines:
-        if _is_train(line):
-            if line['step'] <= last_step:
-                runs.append([])
-            last_step = line['step']
-        runs[-1].append(line)
-    return runs
-
-
-def _estimated_start(lines: list[dict]) -> float:
-    """Iteration that a run started from, as far as the spacing of its lines tells."""
-    steps = [line['step'] for line in lines if _is_train(line)]
-    if not steps:
-        return math.inf
-    return steps[0] - (steps[1] - steps[0] if len(steps) > 1 else 1)
 
 
 def _json_lines(path: Path) -> Iterator[dict]:

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 
 from mmengine.dist import is_main_process
@@ -17,7 +18,8 @@ from rich.table import Column
 
 from xvit_mm.registry import HOOKS
 
-_open_bar: _Bar | None = None
+_at_close = ExitStack()  # what gives the terminal back, while a bar is drawn
+atexit.register(_at_close.close)
 
 
 def close_progress_bar() -> None:
@@ -26,8 +28,7 @@ def close_progress_bar() -> None:
     The hook does so after a run, and when the interpreter exits. Call it where an exception of a
     run is caught and something else is printed.
     """
-    if _open_bar is not None:
-        _open_bar.close()
+    _at_close.close()
 
 
 @HOOKS.register_module()
@@ -48,32 +49,36 @@ class ProgressBarHook(Hook):
         if refresh_interval < 0:
             raise ValueError(f'refresh_interval is {refresh_interval}; it must be at least 0 s')
         self.refresh_interval = refresh_interval
-        self._bar: _Bar | None = None
+        self._refreshed_at = 0.0
+        self._progress: Progress | None = None
+        self._rows: dict[str, TaskID] = {}
 
     def before_run(self, runner: Runner) -> None:
         close_progress_bar()
+        self._progress, self._rows = None, {}
         if is_main_process() and sys.stdout.isatty():
             # Soft wrapping leaves it to the terminal to break long log lines.
             console = Console(file=sys.stdout, force_terminal=True, soft_wrap=True)
             if not console.is_dumb_terminal:
-                loggers = (runner.logger, logging.getLogger())
-                self._bar = _Bar(console, self.refresh_interval, loggers)
+                self._progress = _open(console, (runner.logger, logging.getLogger()))
 
     def after_run(self, runner: Runner) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._progress is not None:
+            close_progress_bar()
+            self._progress = None
 
     def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
-        if self._bar is None:
+        if self._progress is None:
             return
-        if mode != 'train':
-            self._bar.start_row(mode, mode, len(getattr(runner, f'{mode}_dataloader')))
-        elif isinstance(runner.train_loop, EpochBasedTrainLoop):
+        self._remove_row(mode)
+        title, total, completed = mode, len(getattr(runner, f'{mode}_dataloader')), 0
+        if mode == 'train' and isinstance(runner.train_loop, EpochBasedTrainLoop):
             title = f'epoch {runner.epoch + 1}/{runner.max_epochs}'
-            self._bar.start_row(mode, title, len(runner.train_dataloader))
-        else:
-            self._bar.start_row(mode, mode, runner.max_iters, completed=runner.iter)
+        elif mode == 'train':
+            total, completed = runner.max_iters, runner.iter
+        self._rows[mode] = self._progress.add_task(
+            title, total=total, completed=completed, values='')
+        self._progress.refresh()
 
     def _after_iter(
         self,
@@ -83,12 +88,22 @@ class ProgressBarHook(Hook):
         outputs: Sequence | dict | None = None,
         mode: str = 'train',
     ) -> None:
-        if self._bar is not None:
-            self._bar.update(mode, batch_idx + 1, _describe(runner, mode))
+        if self._progress is None:
+            return
+        self._progress.update(
+            self._rows[mode], completed=batch_idx + 1, values=_describe(runner, mode))
+        now = time.monotonic()
+        if now - self._refreshed_at >= self.refresh_interval or self._progress.finished:
+            self._progress.refresh()
+            self._refreshed_at = now
 
     def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
-        if self._bar is not None and mode == 'val':
-            self._bar.remove_row(mode)
+        if self._progress is not None and mode == 'val':
+            self._remove_row(mode)
+
+    def _remove_row(self, mode: str) -> None:
+        if mode in self._rows:
+            self._progress.remove_task(self._rows.pop(mode))
 
 
 def _describe(runner: Runner, mode: str) -> str:
@@ -107,73 +122,30 @@ def _describe(runner: Runner, mode: str) -> str:
     return '  '.join(parts)
 
 
-class _Bar:
-    """Rows of progress at the bottom of a terminal; what others write appears above them.
+def _open(console: Console, loggers: Sequence[logging.Logger]) -> Progress:
+    """Draw at the bottom of a terminal; what others write appears above.
 
     There is no refresh thread: a data worker forked while such a thread holds the console's lock
     would hang at its first line of output. The cursor stays visible: a process that is killed
     leaves the terminal as it should be.
     """
-
-    def __init__(
-        self,
-        console: Console,
-        refresh_interval: float,
-        loggers: Sequence[logging.Logger],
-    ) -> None:
-        self._progress = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn('{task.fields[values]}', table_column=Column()),  # wraps if it has to
-            console=console,
-            auto_refresh=False,
-            redirect_stderr=sys.stderr.isatty(),
-        )
-        self._refresh_interval = refresh_interval
-        self._refreshed_at = 0.0
-        self._rows: dict[str, TaskID] = {}
-        self._totals: dict[str, int] = {}
-        self._open(loggers)
-
-    def start_row(self, name: str, title: str, total: int, completed: int = 0) -> None:
-        self.remove_row(name)
-        self._rows[name] = self._progress.add_task(
-            title, total=total, completed=completed, values='')
-        self._totals[name] = total
-        self._progress.refresh()
-
-    def update(self, name: str, completed: int, values: str) -> None:
-        self._progress.update(self._rows[name], completed=completed, values=values)
-        now = time.monotonic()
-        is_due = now - self._refreshed_at >= self._refresh_interval
-        if is_due or completed == self._totals[name]:
-            self._progress.refresh()
-            self._refreshed_at = now
-
-    def remove_row(self, name: str) -> None:
-        if name in self._rows:
-            self._progress.remove_task(self._rows.pop(name))
-
-    def close(self) -> None:
-        global _open_bar
-        for handler, stream in self._handlers:
-            handler.setStream(stream)
-        self._progress.stop()
-        atexit.unregister(self.close)
-        _open_bar = None
-
-    def _open(self, loggers: Sequence[logging.Logger]) -> None:
-        global _open_bar
-        stdout, stderr = sys.stdout, sys.stderr
-        self._progress.start()
-        self._progress.console.show_cursor(True)
-        # By now rich stands in for sys.stdout and sys.stderr, but log handlers hold the streams.
-        stand_ins = {stdout: sys.stdout, stderr: sys.stderr}
-        handlers = [handler for logger in loggers for handler in logger.handlers
-                    if isinstance(handler, logging.StreamHandler) and handler.stream in stand_ins]
-        self._handlers = [(handler, handler.stream) for handler in handlers]
-        for handler, stream in self._handlers:
-            handler.setStream(stand_ins[stream])
-        _open_bar = self
-        atexit.register(self.close)
+    progress = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn('{task.fields[values]}', table_column=Column()),  # wraps if it has to
+        console=console,
+        auto_refresh=False,
+        redirect_stderr=sys.stderr.isatty(),
+    )
+    stdout, stderr = sys.stdout, sys.stderr
+    progress.start()
+    _at_close.callback(progress.stop)
+    console.show_cursor(True)
+    # By now rich stands in for sys.stdout and sys.stderr, but log handlers hold the streams.
+    stand_ins = {stdout: sys.stdout, stderr: sys.stderr}
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if isinstance(handler, logging.StreamHandler) and handler.stream in stand_ins:
+            _at_close.callback(handler.setStream, handler.stream)
+            handler.setStream(stand_ins[handler.stream])
+    return progress
