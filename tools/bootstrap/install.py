@@ -173,7 +173,7 @@ def make_venv(setup: Setup, python: str) -> str:
 def install_torch(setup: Setup) -> str:
     """Install the build tools, then torch and torchvision together: they have to match."""
     stack = setup.stack
-    setup.pip('install', *map(stack.pinned, BUILD_TOOLS))
+    setup.pip('install', '--quiet', *map(stack.pinned, BUILD_TOOLS))
     setup.pip('install', stack.pinned('torch'), stack.pinned('torchvision'))
     return 'torch {torch}, torchvision {torchvision}'.format(**stack.installed())
 
@@ -238,7 +238,7 @@ def use_opencv_that_loads(setup: Setup) -> None:
 
 def install_rest(setup: Setup) -> str:
     """Install the other packages, and this one in editable form."""
-    setup.pip('install', '--no-build-isolation', '--editable', f'.[{setup.stack.key},dev]')
+    setup.pip('install', '--quiet', '--no-build-isolation', '--editable', f'.[{setup.stack.key},dev]')
     use_opencv_that_loads(setup)
     return admit_mmcv(setup.stack)
 
