@@ -164,6 +164,10 @@ def test_a_program_takes_every_size_that_the_backbone_takes(name):
         images = torch.randn(batch, 3, height, width)
         for found, expected in zip(program(images), backbone(images)):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    with torch.autocast('cpu', torch.bfloat16):
+        approximate = program(images)
+    for found, expected in zip(approximate, backbone(images)):
+        assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @needs_programs
@@ -235,6 +239,23 @@ def test_the_new_exporter(kind, backbone, part, tmp_path):
 
 @needs_onnx
 @pytest.mark.training
+def test_16_bits_make_a_smaller_file_that_deviates_a_little(tmp_path):
+    import onnx
+    cfg, sizes = config('segmentor'), []
+    for fp16 in (False, True):
+        torch.manual_seed(0)
+        path = tmp_path / f'{fp16}.onnx'
+        deviations = export_model(cfg, None, path, part='backbone', size=(64, 96), fp16=fp16)
+        sizes.append(path.stat().st_size)
+        assert (max(d.relative for d in deviations) > 1e-4) == fp16
+    assert sizes[1] < 0.8 * sizes[0]
+    graph = onnx.load(str(path)).graph
+    kinds = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert kinds == {onnx.TensorProto.FLOAT}
+
+
+@needs_onnx
+@pytest.mark.training
 def test_weights_in_8_bits_make_a_smaller_file_that_deviates_a_little(tmp_path):
     cfg, sizes = config('segmentor', 'CrossViT'), []
     for int8 in (False, True):
@@ -257,7 +278,10 @@ def test_a_file_that_deviates_is_not_left(tmp_path, monkeypatch):
 @pytest.mark.parametrize('kind, options, message', [
     ('mask_rcnn', {}, '--part all does not exist of a MaskRCNN.*Choose backbone, or raw'),
     ('classifier', dict(path='model.pth'), "--out '.*model.pth': the name must end in .onnx"),
-    ('classifier', dict(path='model.pt2', dynamo=True), '--opset, --dynamo and --int8 are for .onnx'),
+    ('classifier', dict(path='model.pt2', dynamo=True),
+     '--opset, --dynamo, --int8 and --fp16 are for .onnx'),
+    ('classifier', dict(int8=True, fp16=True), '--int8 and --fp16: choose one'),
+    ('retinanet', dict(fp16=True), '--fp16: 16 bits are too few .*Choose --part raw'),
     ('classifier', dict(part='neck'), "--part 'neck': choose from backbone, raw, all"),
 ])
 @needs_onnx

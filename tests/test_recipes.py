@@ -145,6 +145,7 @@ def test_a_program_in_python():
     namespace: dict = {}
     exec(snippet('export_program('), namespace)
     assert namespace['maps'][0].shape[2:] == (25, 40)
+    assert namespace['approximate_maps'][0].shape == namespace['maps'][0].shape
 
 
 @pytest.mark.training

@@ -28,13 +28,15 @@ def main() -> None:
     parser.add_argument('--dynamo', action='store_true', help="torch's new exporter to ONNX")
     parser.add_argument('--int8', action='store_true',
                         help='weights of linear layers in 8 bits, in an .onnx file')
+    parser.add_argument('--fp16', action='store_true',
+                        help='weights and maps in 16 bits, in an .onnx file')
     arguments = parser.parse_args()
 
     cfg = load_config(arguments.config, arguments.cfg_options)
     for deviation in export_model(
             cfg, arguments.checkpoint, arguments.out, part=arguments.part,
             size=tuple(arguments.size), opset=arguments.opset, dynamo=arguments.dynamo,
-            int8=arguments.int8):
+            int8=arguments.int8, fp16=arguments.fp16):
         print(deviation)
     print(f'{arguments.out}: checked'
           + ('' if arguments.checkpoint else '; the weights are random'))

@@ -60,10 +60,12 @@ def write_onnx(
     opset: int | None = None,
     dynamo: bool = False,
     int8: bool = False,
+    fp16: bool = False,
 ) -> None:
     """Write an ONNX file with free batch, height and width, and notes in its metadata.
 
     int8: weights of linear layers in 8 bits; ONNX Runtime rounds their inputs as they come.
+    fp16: weights and maps in 16 bits, but input and outputs in 32.
     """
     import onnx
     options: dict[str, Any] = dict(
@@ -86,6 +88,11 @@ def write_onnx(
     if int8:
         _quantize(path)
     model = onnx.load(str(path))
+    if fp16:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of numbers that 16 bits round to 0
+            model = convert_float_to_float16(model, keep_io_types=True)
     onnx.helper.set_model_props(model, dict(notes))
     onnx.save(model, str(path))
 
