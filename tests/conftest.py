@@ -33,11 +33,12 @@ with suppress(ImportError):
 # Modules that train, evaluate, export or start programs throughout: `--quick` leaves them out.
 TRAINING = {
     'test_benchmark', 'test_check_dataset', 'test_compare_runs', 'test_compile', 'test_complexity',
-    'test_curves', 'test_data_errors', 'test_distributed', 'test_draw_attention', 'test_draw_tokens',
-    'test_export', 'test_hooks', 'test_launches', 'test_onnx', 'test_own_data', 'test_packaging',
-    'test_pictures_hook', 'test_predict', 'test_progress_bar', 'test_properties',
-    'test_protocols', 'test_recipes', 'test_resuming', 'test_runner', 'test_several_processes',
-    'test_swap', 'test_tools', 'test_vt_weights', 'test_zoo',
+    'test_curves', 'test_data_errors', 'test_dataset_mistakes', 'test_distributed',
+    'test_draw_attention', 'test_draw_tokens', 'test_export', 'test_hooks', 'test_launches',
+    'test_onnx', 'test_own_data', 'test_packaging', 'test_pictures_hook', 'test_predict',
+    'test_predict_inputs', 'test_progress_bar', 'test_properties', 'test_protocols', 'test_recipes',
+    'test_resuming', 'test_runner', 'test_several_processes', 'test_swap', 'test_swap_shipped',
+    'test_tools', 'test_vt_weights', 'test_zoo',
 }
 
 

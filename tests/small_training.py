@@ -3,6 +3,7 @@ import os
 import random
 
 import numpy as np
+import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
@@ -14,6 +15,13 @@ from torch import nn
 from xvit_mm.engine import Runner
 
 NUM_SAMPLES, BATCH_SIZE = 13, 2
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Without the report on the environment and waiting for the disk, which take longest."""
+    monkeypatch.setattr('mmengine.runner.Runner._log_env', lambda *args: None)
+    monkeypatch.setattr('xvit_mm.utils.files._sync', lambda path: None)
 
 
 class Noisy(BaseModel):

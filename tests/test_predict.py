@@ -1,6 +1,5 @@
 """Predictions for files: what is predicted, what is written, what is skipped or refused."""
 import csv
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,98 +13,18 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from small_models import SMALL
+from small_predictors import CLASSES, config, images, weights
 
-from xvit_mm.apis import build_model, predict
+from xvit_mm.apis import build_model
 from xvit_mm.apis.inference import IGNORED, Prediction, Predictor
-from xvit_mm.apis.media import BrokenFile, find_sources, read_frames
 from xvit_mm.apis.predict import predict_files
 from xvit_mm.apis.prediction_files import PredictionFiles
 from xvit_mm.checkpoints import CheckpointError
-from xvit_mm.utils.config import ConfigError, load_config
+from xvit_mm.utils.config import ConfigError
 from xvit_mm.visualization.predictions import draw_prediction
 
+__all__ = ['images', 'weights']  # fixtures
 ROOT = Path(__file__).parents[1]
-CLASSES = ('ellipse', 'rectangle', 'triangle', 'star', 'ring')
-
-
-def config(task: str) -> Config:
-    """A small model of a task; its data need not be there."""
-    backbone = dict(type='xvit_mm.CrossFormer', **SMALL['CrossFormer'])
-    if task == 'classification':
-        backbone = dict(type='xvit_mm.VTResNet', **SMALL['VTResNet'])
-        model = dict(
-            type='ImageClassifier', backbone=backbone,
-            head=dict(type='LinearClsHead', num_classes=5, in_channels=64),
-            neck=dict(type='GlobalAveragePooling'))
-        pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64),
-                    dict(type='PackInputs')]
-        return Config(dict(
-            default_scope='mmpretrain', model=model,
-            data_preprocessor=dict(mean=[120] * 3, std=[60] * 3, to_rgb=True),
-            test_dataloader=dict(dataset=dict(
-                type='CustomDataset', metainfo=dict(classes=CLASSES), pipeline=pipeline))))
-    if task == 'segmentation':
-        model = dict(
-            type='EncoderDecoder', backbone=backbone,
-            decode_head=dict(type='FCNHead', in_channels=256, channels=8, num_classes=5,
-                             norm_cfg=dict(type='BN')),
-            data_preprocessor=dict(
-                type='SegDataPreProcessor', mean=[120] * 3, std=[60] * 3, bgr_to_rgb=True),
-            test_cfg=dict(mode='whole'))
-        pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 64)),
-                    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-        return Config(dict(
-            default_scope='mmseg', model=model,
-            test_dataloader=dict(dataset=dict(
-                type='BaseSegDataset', metainfo=dict(classes=CLASSES), pipeline=pipeline))))
-    options = {'model.neck.out_channels': 16, 'model.backbone': dict(backbone, _delete_=True),
-               'model.neck.in_channels': [32, 64, 128, 256]}
-    if task == 'detection':
-        cfg = load_config('retinanet_crossformer_demo')
-        options |= {'model.bbox_head.in_channels': 16, 'model.bbox_head.feat_channels': 16}
-    else:
-        cfg = load_config('mask_rcnn_crossformer_s_coco')
-        options |= {
-            'model.rpn_head.in_channels': 16, 'model.rpn_head.feat_channels': 16,
-            'model.roi_head.bbox_roi_extractor.out_channels': 16,
-            'model.roi_head.mask_roi_extractor.out_channels': 16,
-            'model.roi_head.bbox_head.in_channels': 16,
-            'model.roi_head.bbox_head.fc_out_channels': 16,
-            'model.roi_head.mask_head.in_channels': 16,
-            'model.roi_head.mask_head.conv_out_channels': 8,
-            'model.test_cfg.rcnn.score_thr': 0., 'model.test_cfg.rcnn.max_per_img': 5,
-            'test_dataloader.dataset.pipeline.1.scale': (160, 128)}
-    cfg.merge_from_dict(options)
-    return cfg
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-    """A function from a config to a checkpoint for it, with random weights."""
-    made: dict[str, Path] = {}
-
-    def weights_of(cfg: Config) -> Path:
-        key = str(cfg.model)
-        if key not in made:
-            torch.manual_seed(0)
-            made[key] = tmp_path_factory.mktemp('weights') / 'weights.pth'
-            torch.save(dict(state_dict=build_model(cfg).state_dict()), made[key])
-        return made[key]
-
-    return weights_of
-
-
-@pytest.fixture
-def images(tmp_path) -> Path:
-    """A folder with images of three sizes, the first two alike; one in a subfolder."""
-    folder = tmp_path / 'images'
-    for i, (name, shape) in enumerate({
-            'a.png': (60, 90), 'b.jpg': (60, 90), 'sub/c.png': (90, 60)}.items()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(i).integers(0, 256, (8, 12, 3), np.uint8)
-        cv2.imwrite(str(folder / name), cv2.resize(noise, shape[::-1]))
-    return folder
 
 
 def expected_sample(cfg: Config, checkpoint: Path, path: Path):
@@ -239,104 +158,7 @@ def test_names_of_classes_come_from_the_training_then_from_the_data_set(weights,
     assert Predictor(instances, weights(instances)).classes[:2] == ('person', 'bicycle')
 
 
-# Inputs.
-
-
-def test_inputs_are_found_once_in_order_and_named_differently(images, monkeypatch):
-    (images / 'a.jpg').write_bytes((images / 'b.jpg').read_bytes())
-    (images / 'clip.mp4').touch()
-    (images / 'notes.txt').touch()
-    sources = find_sources([str(images), str(images / '*.png'), '0'])
-    assert [(Path(s.path).name, s.name, s.kind) for s in sources] == [
-        ('a.jpg', 'a', 'image'), ('a.png', 'a_2', 'image'), ('b.jpg', 'b', 'image'),
-        ('clip.mp4', 'clip', 'video'), ('c.png', 'c', 'image'), ('0', 'webcam0', 'webcam')]
-
-
-@pytest.mark.parametrize('entry, message', [
-    ('gone.jpg', "'gone.jpg' does not exist; give image or video files"),
-    ('images/*.tif', "'images/.*.tif' has no images or videos"), ('empty', "'empty' has no images"),
-])
-def test_inputs_that_are_not_there_are_refused(entry, message, images, monkeypatch):
-    monkeypatch.chdir(images.parent)
-    Path('empty').mkdir()
-    with pytest.raises(ConfigError, match=message):
-        find_sources([entry])
-
-
-@pytest.fixture
-def video(tmp_path) -> Path:
-    """Ten frames of 96 x 64 pixels, brighter and brighter, 10 a second."""
-    path = tmp_path / 'clip.mp4'
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 10, (96, 64))
-    for i in range(10):
-        writer.write(np.full((64, 96, 3), 20 * i, np.uint8))
-    writer.release()
-    return path
-
-
-@pytest.mark.parametrize('task', ['detection', 'segmentation', 'classification'])
-def test_a_video_becomes_a_video_and_data_for_each_frame(task, video, weights, tmp_path):
-    cfg, out = config(task), tmp_path / 'out'
-    result = predict_files(cfg, weights(cfg), [str(video)], out, batch_size=4)
-    assert result.num_images == 10 and not result.broken
-    capture = cv2.VideoCapture(str(out / 'clip.mp4'))
-    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (10, 10)
-    if task == 'detection':
-        names = [image['file_name'] for image in
-                 json.loads((out / 'predictions.json').read_text())['images']]
-        assert names == [f'{video}#{i}' for i in range(10)]
-    elif task == 'segmentation':
-        assert len(list((out / 'labels/clip').glob('*.png'))) == 10
-    assert not list(out.rglob('.*partial*'))
-
-
-def test_a_webcam_runs_until_it_is_interrupted(weights, tmp_path, monkeypatch):
-    class Webcam:
-        frames = 0
-
-        def __init__(self, number):
-            assert number == 3
-
-        def isOpened(self):
-            return True
-
-        def get(self, what):
-            return 0.
-
-        def read(self):
-            Webcam.frames += 1
-            if Webcam.frames > 3:
-                raise KeyboardInterrupt
-            return True, np.zeros((64, 96, 3), np.uint8)
-
-        def release(self):
-            pass
-
-    monkeypatch.setattr(cv2, 'VideoCapture', Webcam)
-    cfg = config('detection')
-    result = predict_files(cfg, weights(cfg), ['3'], tmp_path / 'out')
-    assert result.num_images == 3
-    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'webcam3.mp4', 'predictions.json'}
-
-
-def test_an_interruption_leaves_nothing_half_done(video, weights, tmp_path, monkeypatch):
-    def interrupted(source):
-        yield np.zeros((64, 96, 3), np.uint8)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(predict, 'read_frames', interrupted)
-    cfg = config('detection')
-    with pytest.raises(KeyboardInterrupt):
-        predict_files(cfg, weights(cfg), [str(video)], tmp_path / 'out')
-    assert not list((tmp_path / 'out').iterdir())
-
-
-def test_videos_that_are_broken_are_named(video, tmp_path):
-    path = tmp_path / 'text.mp4'
-    path.write_text('no video')
-    with pytest.raises(BrokenFile, match='text.mp4 cannot be opened: damaged, or no video'):
-        list(read_frames(find_sources([str(path)])[0]))
+# The tool.
 
 
 def test_the_tool_skips_broken_images_and_says_so_at_the_end(images, weights, tmp_path):
