@@ -12,6 +12,7 @@ from xvit_mm.apis.compare_runs import comparison_table, draw_comparison, read_ru
 from xvit_mm.utils import config_options
 from xvit_mm.utils.config import ConfigError, load_config
 from xvit_mm.utils.config_options import use_tracker
+from xvit_mm.utils.files import FolderError
 
 
 def run(folder: Path, losses: dict[int, float], metrics: dict[int, float]) -> Path:
@@ -47,8 +48,22 @@ def test_folders_that_hold_no_run_or_come_twice_are_refused(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ConfigError, match='empty.* holds no training log'):
         read_runs([first, tmp_path / 'empty'])
+    with pytest.raises(ConfigError, match='gone.* is no folder'):
+        read_runs([first, tmp_path / 'gone'])
     with pytest.raises(ConfigError, match='named twice'):
         read_runs([first, first])
+
+
+def test_pictures_that_cannot_be_drawn_are_refused(tmp_path):
+    runs = read_runs([run(tmp_path / 'run', {10: 3.}, {10: 0.5})])
+    with pytest.raises(ConfigError, match="compared.txt': the name must end in .png"):
+        draw_comparison(runs, tmp_path / 'compared.txt')
+    with pytest.raises(ConfigError, match=r'--metrics \[: no regular expression'):
+        draw_comparison(runs, tmp_path / 'compared.png', ['['])
+    (tmp_path / 'file').touch()
+    with pytest.raises(FolderError, match='file.* is a file'):
+        draw_comparison(runs, tmp_path / 'file' / 'compared.png')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'run']
 
 
 @pytest.mark.parametrize('name, backend', [

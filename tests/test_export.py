@@ -282,6 +282,8 @@ def test_a_file_that_deviates_is_not_left(tmp_path, monkeypatch):
      '--opset, --dynamo, --int8 and --fp16 are for .onnx'),
     ('classifier', dict(int8=True, fp16=True), '--int8 and --fp16: choose one'),
     ('retinanet', dict(fp16=True), '--fp16: 16 bits are too few .*Choose --part raw'),
+    ('classifier', dict(size=(0, 10)), '--size 0 10: give sides of at least 32 pixels'),
+    ('classifier', dict(opset=3), 'cannot export this: Unsupported'),
     ('classifier', dict(part='neck'), "--part 'neck': choose from backbone, raw, all"),
 ])
 @needs_onnx

@@ -211,6 +211,18 @@ def test_options_that_cannot_work_are_refused(options, message, images, weights,
     assert not (tmp_path / 'out').exists()
 
 
+def test_classes_are_kept_by_any_of_their_names(weights):
+    cfg = config('classification')
+    names = ('tench, Tinca tinca', 'goldfish, Carassius auratus', 'tench', 'ring', 'star')
+    cfg.test_dataloader.dataset.metainfo = dict(classes=names)
+    for given, kept in (['tench'], [0, 2]), ([names[1], 'star'], [1, 4]):
+        assert Predictor(cfg, weights(cfg), classes=given).kept.tolist() == kept
+    with pytest.raises(ConfigError, match="no class 'stars'; close to it are 'star'"):
+        Predictor(cfg, weights(cfg), classes=['ring', 'stars'])
+    with pytest.raises(ConfigError, match="no class '###'; it has 'tench, Tinca tinca', "):
+        Predictor(cfg, weights(cfg), classes=['###'])
+
+
 # Pictures and files.
 
 

@@ -3,6 +3,8 @@
     python tools/test.py configs/retinanet_crossformer_s_coco.py CHECKPOINT --data-root data/coco
     python tools/test.py configs/retinanet_crossformer_s_coco.py official --data-root data/coco
 """
+from pathlib import Path
+
 from mmengine.dist import get_rank
 
 from xvit_mm.apis import build_runner
@@ -31,11 +33,14 @@ def main() -> None:
     cfg = config_of(arguments)
     check_data(cfg, 'test_dataloader')
     check_writable(cfg.work_dir, '--work-dir')
+    if arguments.show_dir:
+        check_writable(arguments.show_dir, '--show-dir')
+    if arguments.out:
+        dump_predictions(cfg, arguments.out)
+        check_writable(Path(arguments.out).parent, '--out')
     use_checkpoint(cfg, arguments.checkpoint)
     if arguments.tta:
         use_tta(cfg)
-    if arguments.out:
-        dump_predictions(cfg, arguments.out)
     if arguments.show_dir:
         show_pictures(cfg, arguments.show_dir)
     if not arguments.as_built:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xvit_mm.models.backbones import CrossFormer
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.files import check_writable
 from xvit_mm.visualization.attention import attention_maps, receptive_fields
 from xvit_mm.visualization.heat_maps import write_heat_maps
 
@@ -52,15 +53,18 @@ def write_attention_pictures(
         ConfigError: the backbone has no attention to draw, an image cannot be read, names collide,
             or the pixel lies outside an image or in what the test pipeline cuts off.
         CheckpointError: the checkpoint does not fit.
+        FolderError: the folder cannot be written.
     """
+    checked_device(device)
     pictures = read_pictures(images)
+    check_writable(folder, '--out')
     pipeline = TestPipeline(cfg)
     queries = {path: _query(pixel, picture.shape[:2], pipeline, path)
                for path, picture in pictures.items()}
     model = build_model(cfg)
     written: list[Path] = []
     if 'attention' in ways and _has_tokens(model):
-        written += write_token_pictures(cfg, checkpoint, images, folder, columns=columns)
+        written += write_token_pictures(cfg, checkpoint, images, folder, columns=columns, device=device)
         ways = [way for way in ways if way != 'attention']
     if not ways:
         return written

@@ -1,4 +1,5 @@
 """Losses and metrics of several runs in one picture and one table."""
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from rich.table import Table
 
 from xvit_mm.engine.hooks.curves import MAIN_METRICS, History, main_metrics, read_history, smooth
 from xvit_mm.utils.config import ConfigError
-from xvit_mm.utils.files import replaced_whole
+from xvit_mm.utils.files import check_writable, replaced_whole
 
 LOSS = 'loss'
 
@@ -23,6 +24,8 @@ def read_runs(work_dirs: Sequence[str | Path]) -> dict[str, History]:
         raise ConfigError('a work dir is named twice')
     histories = []
     for work_dir, path in zip(work_dirs, paths):
+        if not path.is_dir():
+            raise ConfigError(f'{str(work_dir)!r} is no folder: give the work dirs of runs')
         history = read_history(path, None)
         if not history.losses and not history.metrics:
             raise ConfigError(
@@ -41,7 +44,15 @@ def draw_comparison(
         runs: as `read_runs` gives them.
         path: of the picture.
         patterns: regular expressions of the metrics to draw; all, where none matches.
+
+    Raises:
+        ConfigError: the path has another suffix, or a pattern is no regular expression.
+        FolderError: its folder cannot be written.
     """
+    path = Path(path)
+    if path.suffix.lower() != '.png':
+        raise ConfigError(f'--out {str(path)!r}: the name must end in .png')
+    check_writable(path.parent, '--out')
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     names = [LOSS] * any(LOSS in run.losses for run in runs.values()) + metric_names(runs, patterns)
@@ -69,8 +80,6 @@ def draw_comparison(
         panel.legend(frameon=False, fontsize=9)
     for panel in list(panels)[len(names):]:
         panel.remove()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_whole(path) as partial:
         figure.savefig(partial, format='png')
 
@@ -87,14 +96,20 @@ def comparison_table(
         cells = [_last(run.losses.get(LOSS, {}))]
         for name in names:
             series = run.metrics.get(name, {})
-            cells.append(f'{_last(series)} ({max(series.values()):.4g})' if series else '')
+            best = min if LOSS in name else max
+            cells.append(f'{_last(series)} ({best(series.values()):.4g})' if series else '')
         table.add_row(label, str(max(steps, default=0)), *cells)
     return table
 
 
 def metric_names(runs: dict[str, History], patterns: Sequence[str]) -> list[str]:
     """The metrics that match the patterns in any of the runs, sorted; all, if none does."""
-    return sorted({name for run in runs.values() for name in main_metrics(run.metrics, patterns)})
+    try:
+        chosen = [name for run in runs.values() for name in main_metrics(run.metrics, patterns)]
+    except re.error as error:
+        raise ConfigError(
+            f'--metrics {" ".join(patterns)}: no regular expression ({error})') from None
+    return sorted(set(chosen))
 
 
 def _last(series: dict[int, float]) -> str:

@@ -23,6 +23,7 @@ SIZE = (224, 256)  # (height, width) that the exporter sees
 # Batch, height and width of the checks, none of which the exporter sees.
 CHECKS = ((1, 192, 256), (3, 256, 224), (1, 225, 290))
 TOLERANCE, FP16_TOLERANCE, INT8_TOLERANCE = 1e-3, 1e-2, 0.1  # of the largest value of an output
+MIN_SIDE = 32
 SUFFIXES = ('.onnx', '.pt2')
 
 
@@ -85,7 +86,7 @@ def export_model(
             largest value, 1 % with `fp16`, 10 % with `int8`.
     """
     path = Path(path)
-    _check_arguments(path, part, opset, dynamo, int8, fp16)
+    _check_arguments(path, part, size, opset, dynamo, int8, fp16)
     model = build_model(cfg)
     meta = load_weights(model, checkpoint, cfg) if checkpoint else {}
     module, names = part_of(model.eval(), part)
@@ -127,10 +128,20 @@ def compare(
 
 
 def _check_arguments(
-    path: Path, part: str, opset: int | None, dynamo: bool, int8: bool, fp16: bool
+    path: Path,
+    part: str,
+    size: tuple[int, int],
+    opset: int | None,
+    dynamo: bool,
+    int8: bool,
+    fp16: bool,
 ) -> None:
     if path.suffix not in SUFFIXES:
         raise ConfigError(f'--out {str(path)!r}: the name must end in {" or ".join(SUFFIXES)}')
+    if path.is_dir():
+        raise ConfigError(f'--out {str(path)!r} is a folder: give the name of a file')
+    if min(size) < MIN_SIDE:
+        raise ConfigError(f'--size {size[0]} {size[1]}: give sides of at least {MIN_SIDE} pixels')
     if path.suffix == '.pt2' and (opset or dynamo or int8 or fp16):
         raise ConfigError(
             f'--out {str(path)!r}: --opset, --dynamo, --int8 and --fp16 are for .onnx files')

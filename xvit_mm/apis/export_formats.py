@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.onnx.errors
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -20,11 +19,6 @@ from xvit_mm.utils.config import ConfigError
 Size = tuple[int, int]
 Run = Callable[[Tensor], Sequence[Tensor]]
 NOTES = 'notes.json'  # in a .pt2 file
-
-# The new exporter to ONNX has its own since torch 2.5.
-ONNX_ERRORS = tuple(
-    module.OnnxExporterError for module in (torch.onnx.errors, torch.onnx)
-    if hasattr(module, 'OnnxExporterError'))
 
 
 class ExportError(ConfigError):
@@ -80,7 +74,7 @@ def write_onnx(
         # Before torch 2.5 there is no other way, and no such argument.
         if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
             options['dynamo'] = False
-    with warnings.catch_warnings(), _explained_errors(ONNX_ERRORS):
+    with warnings.catch_warnings(), _explained_errors():
         # The tracer warns of every comparison, and of its own age.
         warnings.simplefilter('ignore')
         # The new exporter takes a batch of one for a constant.
@@ -187,8 +181,7 @@ def export_program(module: nn.Module, size: Size) -> Any:
     Raises:
         ExportError: the module does what a program for every size cannot do.
     """
-    # It has no common class for its errors.
-    with warnings.catch_warnings(), _explained_errors((Exception,)):
+    with warnings.catch_warnings(), _explained_errors():
         warnings.simplefilter('ignore')
         return torch.export.export(
             AnySize(module), (torch.randn(2, 3, *size),), dynamic_shapes=_dynamic_shapes())
@@ -205,9 +198,10 @@ def _dynamic_shapes() -> tuple[dict[int, Any]]:
 
 
 @contextmanager
-def _explained_errors(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+def _explained_errors() -> Iterator[None]:
     try:
         yield
-    except kinds as error:
+    # No exporter has a common class for its errors.
+    except Exception as error:
         reason = ' '.join(str(error).split())[:300]
         raise ExportError(f'torch {torch.__version__} cannot export this: {reason}') from error

@@ -1,6 +1,7 @@
 """Predictions for images in memory, with any config that trains here."""
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from xvit_mm.utils.prediction import Prediction
 
 from .build import build_model
 
+MAX_LISTED = 20  # classes in a message
 IGNORED = 255  # the label of pixels whose class was not asked for
 
 
@@ -36,8 +38,8 @@ class Predictor:
         checkpoint: a path, an address, a name such as `official://retinanet_crossformer_s_coco`, or
             `official` for the authors' whole model of this config.
         device: as in torch, default the best one there is.
-        classes: keep only these, by name: boxes and scores of others are dropped, pixels of others
-            get the label 255.
+        classes: keep only these, by name (`goldfish` is enough for ImageNet's `goldfish, Carassius
+            auratus`): boxes and scores of others are dropped, pixels of others get the label 255.
         score_thr: drop boxes with a lower score.
 
     Attributes:
@@ -89,11 +91,19 @@ class Predictor:
         return [predictions[i] for i in range(len(images))]
 
     def _labels_of(self, names: Sequence[str]) -> np.ndarray:
-        if unknown := [name for name in names if name not in self.classes]:
+        # ImageNet's names have several parts: 'goldfish, Carassius auratus'.
+        parts = [{name, *name.split(', ')} for name in self.classes]
+        known = list(dict.fromkeys(part for all_parts in parts for part in sorted(all_parts)))
+        if unknown := [name for name in names if name not in known]:
+            close = list(dict.fromkeys(
+                match for name in unknown for match in get_close_matches(name, known)))
+            listed = close or self.classes[:MAX_LISTED]
+            more = len(self.classes) - len(listed)
             raise ConfigError(
-                f'--classes: the model has no class {", ".join(map(repr, unknown))}; it has '
-                f'{", ".join(self.classes)}')
-        return np.array([self.classes.index(name) for name in names])
+                f'--classes: the model has no class {", ".join(map(repr, unknown))}; '
+                f'{"close to it are" if close else "it has"} {", ".join(map(repr, listed))}'
+                + f' and {more} more' * (more > 0 and not close))
+        return np.array([i for i, names_of in enumerate(parts) if names_of & set(names)])
 
     def _selected(self, prediction: Prediction) -> Prediction:
         """The prediction without what was not asked for."""

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from xvit_mm.utils.config import ConfigError
 from xvit_mm.visualization.heat_maps import write_heat_maps
 
 from .build import build_model
-from .inference import TestPipeline
+from .inference import TestPipeline, checked_device
 
 Attentions = dict[str, Tensor]
 
@@ -29,6 +28,7 @@ def write_token_pictures(
     folder: str | Path,
     *,
     columns: int = 4,
+    device: str | None = None,
 ) -> list[Path]:
     """Draw the spatial attention of every token of a model, one picture for each place.
 
@@ -45,7 +45,7 @@ def write_token_pictures(
     model = build_model(cfg)
     _check_has_tokens(model)
     print_log(load_weights(model, checkpoint))
-    model.to(get_device()).eval()
+    model.to(checked_device(device)).eval()
     written: list[Path] = []
     for path, picture in pictures.items():
         shown, attentions = look(model, cfg, picture)

@@ -20,7 +20,7 @@ ZOOS = ('torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls')
 ALLOWED = (
     'a path, an address (http://, https://, or s3:// with its client installed) or a name in a '
     'model zoo (torchvision://resnet50, open-mmlab://NAME, mmcls://NAME) or in the catalogue of '
-    'released weights (official://crossformer_s)')
+    'released weights (official://crossformer_s; for a command, official alone)')
 
 
 @contextmanager
@@ -49,7 +49,10 @@ def local_file(address: str | Path) -> Iterator[Path]:
         else:
             path = Path(_from_storage(str(address), stack))
         if not path.is_file():
-            raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist or is not a file')
+            # What has no suffix may be meant as a name.
+            hint = '' if path.suffix else f'. Allowed is {ALLOWED}'
+            raise FileNotFoundError(
+                f'checkpoint {str(path)!r} does not exist or is not a file{hint}')
         yield path
 
 
