@@ -51,6 +51,15 @@ def test_every_variant_of_every_model_is_measured(tool, monkeypatch, capsys):
     assert [row[7:9] for row in rows[:2]] == 2 * [['0.18', '0.01']]
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='torch 2.7 or newer')
+def test_compiled_models_are_measured_beside_others(tool, monkeypatch, capsys):
+    run(tool, monkeypatch, SMALL, '--compile', '--backend', 'eager')
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[5:]]
+    assert [row[1] for row in rows] == ['eager', 'compiled']
+    with pytest.raises(Exception, match='no_such_backend'):
+        run(tool, monkeypatch, SMALL, '--compile', '--backend', 'no_such_backend')
+
+
 def test_training_steps_are_measured(tool, monkeypatch, capsys):
     run(tool, monkeypatch, SMALL, '--train', '--batch', '2', '--clock', 'processor')
     lines = capsys.readouterr().out.splitlines()
@@ -203,7 +212,7 @@ def test_a_record_grows_and_belongs_to_one_machine(tool, monkeypatch, tmp_path):
     for mode in ([], ['--train'], []):
         run(tool, monkeypatch, *MODELS_OF_A_RECORD, *mode, '--record', str(path))
     record = json.loads(path.read_text())
-    assert [row['train'] for row in record['rows']] == [True, True, False, False]
+    assert [row['train'] for row in record['rows']] == [False, False, True, True]
     path.write_text(json.dumps(dict(record, machine=dict(device='another'))))
     before = path.read_bytes()
     with pytest.raises(ConfigError, match='is of another machine'):
@@ -217,8 +226,8 @@ def test_a_record_grows_and_belongs_to_one_machine(tool, monkeypatch, tmp_path):
 def test_all_peers_run(tool, monkeypatch, tmp_path):
     whole_runs = peers.runs_of
 
-    def small_runs(comparison):
-        first = next(iter(whole_runs(comparison)))
+    def small_runs(comparison, cases):
+        first = next(iter(whole_runs(comparison, cases)))
         # timm's CrossViT has one size.
         yield replace(first, size=(240, 240) if comparison == 'crossvit' else (32, 32))
 
@@ -231,6 +240,13 @@ def test_all_peers_run(tool, monkeypatch, tmp_path):
         f'xvit_mm.{name} eager' for name in ('CrossFormer', 'CrossViT', 'XFormer', 'VTResNet',
                                              'VTFPN')}
     assert records.table_of(rows).count('\n') == 1 + 6
+
+
+def test_cases_can_be_chosen():
+    runs = list(peers.runs_of('xformer', ['training-800x1344-1', 'inference-224x224-8']))
+    assert [(r.train, r.size, r.batch) for r in runs] == [
+        (True, (800, 1344), 1), (False, (224, 224), 8)]
+    assert not list(peers.runs_of('crossvit', ['inference-512x512-8']))
 
 
 def test_the_page_shows_the_record():

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from small_models import TINY
 from torch import nn
 
 from xvit_mm.engine import Runner
 from xvit_mm.registry import MODELS
+from xvit_mm.utils.config_options import use_compile
 
 compiler = pytest.importorskip('torch._dynamo.testing')
 pytestmark = [
@@ -52,6 +54,15 @@ def test_twenty_sizes_take_at_most_two_graphs(name, backend):
         for found, expected in zip(model(images), plain(images)):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert 1 <= counter.frame_count <= 2
+
+
+@pytest.mark.parametrize('name, sizes', [
+    ('padded_tables', (13, 9, 3, 3, 2)), ('padded_tables', (4, 3, 4, 3, 1)),
+    ('padded_order', (7, 10)), ('padded_order', (1, 1)), ('padded_places', (7, 10)),
+])
+def test_tables_have_the_shapes_that_graphs_reckon_with(name, sizes):
+    operation = getattr(torch.ops.xvit_mm, name).default
+    torch.library.opcheck(operation, (*sizes, torch.device('cpu')))
 
 
 @pytest.mark.slow
@@ -96,7 +107,7 @@ class Model(BaseModel):
 
     def forward(self, inputs, mode='tensor'):
         maps = self.backbone(inputs)
-        return dict(loss=maps[-1].square().mean()) if mode == 'loss' else maps
+        return dict(loss=maps[-1].square().mean()) if mode == 'loss' else list(maps)
 
 
 def train(folder: Path, *, epochs: int, resume: bool = False, **settings) -> Runner:
@@ -129,3 +140,44 @@ def test_a_compiled_training_goes_on_uncompiled_and_the_reverse(first, then, tmp
     assert list(saved) == list(expected)
     for key, value in found.items():
         torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-5)
+
+
+class Kept(BaseMetric):
+    """Keeps the predicted maps."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [x.clone() for x in data_samples]
+
+    def compute_metrics(self, results):
+        self.kept = results
+        return {}
+
+
+def test_a_test_is_compiled_with_what_was_folded(tmp_path):
+    cfg = Config(dict(compile=dict(backend='eager')))
+    use_compile(cfg, testing=True)
+    assert cfg.compile == dict(backend='eager')
+    torch.manual_seed(0)
+    model, kept = Model().eval(), Kept()
+    images = torch.stack([Images()[i]['inputs'] for i in range(len(Images()))])
+    with torch.no_grad():
+        plain = model.backbone(images)[-1]
+    runner = Runner(
+        model, work_dir=str(tmp_path), experiment_name=f'compile_{os.urandom(4).hex()}',
+        test_dataloader=dict(
+            dataset=Images(), batch_size=2, collate_fn=dict(type='default_collate'),
+            sampler=dict(type='DefaultSampler', shuffle=False)),
+        test_cfg=dict(), test_evaluator=[kept], visualizer=dict(type='Visualizer'),
+        custom_hooks=[cfg.default_hooks.compile, dict(type='xvit_mm.FastInferenceHook')],
+        log_level='WARNING', cfg=cfg)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    runner.test()
+    assert torch._dynamo.utils.counters['stats']['unique_graphs']
+    torch.testing.assert_close(torch.cat(kept.kept), plain, rtol=1e-3, atol=1e-4)
+
+
+def test_compile_on_the_command_line_keeps_the_settings_of_a_config():
+    cfg = Config({})
+    use_compile(cfg)
+    assert cfg.compile is True and 'default_hooks' not in cfg

@@ -13,7 +13,7 @@ from xvit_mm.apis.published import compare_with_paper
 from xvit_mm.engine.allocator import keep_freed_memory_on_cpu
 from xvit_mm.utils.config import check_data
 from xvit_mm.utils.config_options import (dump_predictions, show_pictures, use_checkpoint,
-                                          use_fast_inference, use_tta)
+                                          use_compile, use_fast_inference, use_tta)
 from xvit_mm.utils.files import check_writable
 
 
@@ -27,6 +27,8 @@ def main() -> None:
                         'processes, only the first draws its share')
     parser.add_argument('--as-built', action='store_true',
                         help='on a CPU, do not fold BatchNorm and compute channels last')
+    parser.add_argument('--compile', action='store_true',
+                        help='compile the backbone by torch.compile, at the first images')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     arguments = parser.parse_args()
 
@@ -45,6 +47,8 @@ def main() -> None:
         show_pictures(cfg, arguments.show_dir)
     if not arguments.as_built:
         use_fast_inference(cfg)
+    if arguments.compile:
+        use_compile(cfg, testing=True)
     keep_freed_memory_on_cpu(arguments.allocator)
     metrics = build_runner(cfg).test()
     if get_rank() == 0 and (line := compare_with_paper(

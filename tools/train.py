@@ -10,8 +10,8 @@ from xvit_mm.apis.command_line import (add_own_data, apply_own_data, common_argu
 from xvit_mm.engine.allocator import keep_freed_memory_on_cpu
 from xvit_mm.utils.config import check_data
 from xvit_mm.utils.config_options import (check_no_training, remove_training, use_amp,
-                                          use_auto_scale_lr, use_pretrained, use_resume,
-                                          use_tracker)
+                                          use_auto_scale_lr, use_compile, use_pretrained,
+                                          use_resume, use_tracker)
 from xvit_mm.utils.files import check_writable
 
 
@@ -29,6 +29,8 @@ def main() -> None:
                         "authors' for this backbone, downloaded once")
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision, on a GPU or on a CPU with bfloat16 instructions')
+    parser.add_argument('--compile', action='store_true',
+                        help='compile the backbone by torch.compile, at the first images')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size')
     parser.add_argument('--tensorboard', action='store_true',
@@ -45,6 +47,8 @@ def main() -> None:
             use_tracker(cfg, tracker)
     if arguments.amp:
         use_amp(cfg)
+    if arguments.compile:
+        use_compile(cfg)
     if arguments.auto_scale_lr:
         use_auto_scale_lr(cfg)
     if arguments.pretrained:

@@ -244,15 +244,21 @@ class Runner(MMEngineRunner):
         mmengine compiles a whole step, whose preprocessing, targets and losses break it into pieces
         that depend on the number of objects. Compiled in place, a backbone keeps its names.
         """
+        if not self.compile_backbone():
+            super()._maybe_compile(target)
+
+    def compile_backbone(self) -> bool:
+        """Compile the backbone in place as the config's `compile` says; whether there is one."""
         options = self.cfg.get('compile')
         backbone = getattr(_unwrapped(self.model), 'backbone', None)
         if not options or not isinstance(backbone, nn.Module):
-            super()._maybe_compile(target)
-        elif backbone._compiled_call_impl is None:
+            return False
+        if backbone._compiled_call_impl is None:
             options = {} if options is True else dict(options)
             backbone.compile(**{'dynamic': True, **options})
             self.logger.info(f'{type(backbone).__name__} is compiled at its first images, which '
                              'takes minutes')
+        return True
 
     def _newest_checkpoint(self) -> Path | None:
         found: list[Any] = [None]

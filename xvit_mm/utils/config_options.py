@@ -55,8 +55,23 @@ def use_amp(cfg: Config) -> None:
 
 def use_fast_inference(cfg: Config) -> None:
     """Test in the form that a CPU computes fastest; see `xvit_mm.FastInferenceHook`."""
-    hooks = cfg.setdefault('default_hooks', {})
-    hooks.setdefault('fast_inference', dict(type='xvit_mm.FastInferenceHook'))
+    _add_hook(cfg, 'fast_inference', 'xvit_mm.FastInferenceHook')
+
+
+def use_compile(cfg: Config, *, testing: bool = False) -> None:
+    """Compile the backbone by torch.compile; entries of `cfg.compile` go to it.
+
+    Training compiles by itself what `cfg.compile` asks for, a test by `xvit_mm.CompileHook`.
+    """
+    cfg.compile = cfg.get('compile') or True
+    if testing:
+        _add_hook(cfg, 'compile', 'xvit_mm.CompileHook')
+
+
+def _add_hook(cfg: Config, name: str, kind: str) -> None:
+    """Add a default hook, unless the config has one of this name."""
+    # mmengine's `setdefault` returns another dict than the one that it keeps.
+    cfg.default_hooks = {name: dict(type=kind), **cfg.get('default_hooks', {})}
 
 
 def use_auto_scale_lr(cfg: Config) -> None:

@@ -25,7 +25,9 @@ from typing_extensions import Unpack
 from xvit_mm.checkpoints import XFORMER_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import ATTN_MODES, MLP, CrossFeatureAttention, Stage, fold, unfold
+from ..layers import (ATTN_MODES, MLP, CrossFeatureAttention, DepthwiseConv2d, Stage, fold,
+                      unfold)
+from ..layers.cache import is_compiling, is_exporting
 from ..settings import (MOST, MOST_BLOCKS, TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
                         check_numbers, drop_path_rates)
 from .base import Backbone, CommonArguments, accepts_common_arguments
@@ -68,7 +70,15 @@ class SqueezeExcitation(nn.Module):
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.expand(self.reduce(F.adaptive_avg_pool2d(x, 1))))
+        return x * self.gate(self.expand(self.reduce(_mean(x))))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean over the map, [B, C, 1, 1]."""
+    if is_compiling() and not is_exporting():
+        # Inductor compiles again when a sum grows beyond 4096 terms on a CPU; no side is so long.
+        return x.mean(3, keepdim=True).mean(2, keepdim=True)
+    return F.adaptive_avg_pool2d(x, 1)
 
 
 class MV3Block(nn.Module):
@@ -83,7 +93,8 @@ class MV3Block(nn.Module):
         super().__init__()
         hidden = in_channels * expand_ratio
         self.expand = conv(in_channels, hidden, 1)
-        self.depthwise = conv(hidden, hidden, kernel, stride=stride, groups=hidden)
+        self.depthwise = conv(hidden, hidden, kernel, stride=stride, groups=hidden,
+                              conv_cfg=dict(type=DepthwiseConv2d))
         self.se = SqueezeExcitation(hidden, max(1, hidden // SQUEEZE_RATIO))
         self.project = conv(hidden, out_channels, 1, act_cfg=None)
         self.residual = stride == 1 and in_channels == out_channels

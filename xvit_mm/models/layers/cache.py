@@ -1,5 +1,6 @@
 """Caches of constants that follow from the weights or from the image size, and a switch that makes
 models compute their formulas as written."""
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 T = TypeVar('T')
+F = TypeVar('F', bound=Callable[..., Any])
 _shortcuts = True
 
 
@@ -148,6 +150,29 @@ def is_compiling() -> bool:
 def is_exporting() -> bool:
     """Whether torch.export is at work; not known before torch 2.7."""
     return hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()
+
+
+def opaque_to_compile(function: F, shapes: Callable[..., Any]) -> F:
+    """A function that makes tables from sizes, as one operation in the graphs of torch.compile.
+
+    Inductor would write every entry as a formula of the sizes, and simplify these for an hour.
+    Exported programs keep the formulas, for they must run where this package is not installed.
+
+    Args:
+        function: from annotated sizes and a device to tensors.
+        shapes: from the same to empty tensors of the same shapes and types.
+    """
+    if not hasattr(torch.compiler, 'is_exporting'):
+        return function
+    op = torch.library.custom_op(
+        f'xvit_mm::{function.__name__.strip("_")}', function, mutates_args=())
+    op.register_fake(shapes)
+
+    @functools.wraps(function)
+    def choose(*args: Any) -> Any:
+        return op(*args) if is_compiling() and not is_exporting() else function(*args)
+
+    return choose  # type: ignore[return-value]
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

@@ -17,6 +17,7 @@ depend on which shapes a size happens to give.
 """
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cache import SizeCache, is_exporting, sizes_are_symbolic
+from .cache import SizeCache, is_exporting, opaque_to_compile, sizes_are_symbolic
 
 # Added to the logits of padded keys: exp() of it is zero, and float16 can hold it.
 MASKED = -3e4
@@ -207,20 +208,40 @@ def _group_padded(
 ) -> Grouping:
     """The same groups, all of them padded to one shape, by formulas that hold for symbolic sizes."""
     sides, interval = _symbolic_group(height, width, group_size, interval)
-    row_groups, row_places = _padded_axis(height, sides[0], interval, device)
-    column_groups, column_places = _padded_axis(width, sides[1], interval, device)
-    rows, columns = row_groups[:, None, :, None], column_groups[None, :, None, :]
-    order = rows.clamp(max=height - 1) * width + columns.clamp(max=width - 1)
-    real = (rows < height) & (columns < width)
-    count, tokens = row_groups.shape[0] * column_groups.shape[0], sides[0] * sides[1]
+    order, inverse, mask, offsets, pairs = _padded_tables(height, width, *sides, interval, device)
+    part = Part(mask.shape[0], sides[0] * sides[1], mask)
+    return Grouping(order, inverse, (part,), sides, offsets, pairs)
+
+
+def _padded_tables(
+    height: int, width: int, rows: int, columns: int, interval: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Order, inverse, mask, offsets and pairs of a `Grouping` of padded groups of one shape."""
+    row_groups, row_places = _padded_axis(height, rows, interval, device)
+    column_groups, column_places = _padded_axis(width, columns, interval, device)
+    y, x = row_groups[:, None, :, None], column_groups[None, :, None, :]
+    order = y.clamp(max=height - 1) * width + x.clamp(max=width - 1)
+    real = (y < height) & (x < width)
+    count, tokens = row_groups.shape[0] * column_groups.shape[0], rows * columns
     mask = torch.where(real, 0., MASKED).reshape(count, 1, 1, tokens)
     # A token's place: first by its group, then by its position within the group.
     (row_group, row), (column_group, column) = row_places, column_places
     group = row_group[:, None] * column_groups.shape[0] + column_group
-    inverse = group * tokens + row[:, None] * sides[1] + column
-    return Grouping(
-        order.flatten(), inverse.flatten(), (Part(count, tokens, mask),), sides,
-        _offsets(*sides, device), _pair_offsets(*sides, sides, device))
+    inverse = group * tokens + row[:, None] * columns + column
+    return (order.flatten(), inverse.flatten(), mask, _offsets(rows, columns, device),
+            _pair_offsets(rows, columns, (rows, columns), device))
+
+
+def _table_shapes(
+    height: int, width: int, rows: int, columns: int, interval: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    count = (_number_of_groups(height, rows, interval)
+             * _number_of_groups(width, columns, interval))
+    tokens = rows * columns
+    indices = partial(torch.empty, dtype=torch.int64, device=device)
+    floats = partial(torch.empty, device=device)
+    return (indices(count * tokens), indices(height * width), floats(count, 1, 1, tokens),
+            floats((2 * rows - 1) * (2 * columns - 1), 2), indices(tokens**2))
 
 
 def _symbolic_group(
@@ -254,13 +275,22 @@ def _padded_axis(
     """Groups of one axis [groups, group_size], with positions of `size` and more for padding; and
     for each position of the axis its group and where it stands there."""
     window = group_size * interval
-    group = torch.arange((size + window - 1) // window * interval, device=device)[:, None]
+    group = torch.arange(_number_of_groups(size, group_size, interval), device=device)[:, None]
     member = torch.arange(group_size, device=device)
     groups = group // interval * window + _remainder(group, interval) + member * interval
     position = torch.arange(size, device=device)
     places = (position // window * interval + _remainder(position, interval),
               _remainder(position, window) // interval)
     return groups, places
+
+
+def _number_of_groups(size: int, group_size: int, interval: int) -> int:
+    """How many padded groups an axis has."""
+    window = group_size * interval
+    return (size + window - 1) // window * interval
+
+
+_padded_tables = opaque_to_compile(_padded_tables, _table_shapes)
 
 
 def _remainder(x: Tensor, divisor: int) -> Tensor:

@@ -7,7 +7,7 @@ tokens than others. Nothing is padded or resized: every token of the map is ther
 import torch
 from torch import Tensor
 
-from .cache import is_compiling
+from .cache import is_compiling, opaque_to_compile
 
 PATCH = 2
 POSITIONS = tuple((row, column) for row in range(PATCH) for column in range(PATCH))
@@ -62,6 +62,12 @@ def _padded_order(height: int, width: int, device: torch.device) -> tuple[Tensor
     return torch.cat(orders), torch.stack(masks)
 
 
+def _order_shapes(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    length = _padded_length(height, width)
+    return (torch.empty(len(POSITIONS) * length, dtype=torch.int64, device=device),
+            torch.empty(len(POSITIONS), length, dtype=torch.bool, device=device))
+
+
 def _padded_places(height: int, width: int, device: torch.device) -> Tensor:
     """The place of each token of the map, [H * W]."""
     row = torch.arange(height, device=device)[:, None]
@@ -69,3 +75,11 @@ def _padded_places(height: int, width: int, device: torch.device) -> Tensor:
     position = row % 2 * 2 + column % 2
     within = row // 2 * ((width + 1 - column % 2) // 2) + column // 2
     return (position * _padded_length(height, width) + within).flatten()
+
+
+def _places_shape(height: int, width: int, device: torch.device) -> Tensor:
+    return torch.empty(height * width, dtype=torch.int64, device=device)
+
+
+_padded_order = opaque_to_compile(_padded_order, _order_shapes)
+_padded_places = opaque_to_compile(_padded_places, _places_shape)
