@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from benchmarks.contenders import VARIANTS, Contender, build, check_equality, names_of, noise
 from benchmarks.measuring import CLOCKS, measurements, quiet_profiler, race, report
-from benchmarks.peers import COMPARISONS, Run, runs_of
+from benchmarks.peers import CASES, COMPARISONS, Run, runs_of
 from benchmarks.profiling import KINDS, OTHER, shares
 from benchmarks.records import (check_against, machine, read_record, replace_section, table_of,
                                 write_record)
@@ -64,7 +64,7 @@ def runs(arguments: argparse.Namespace) -> Iterator[Run]:
         for size in arguments.sizes:
             yield Run(arguments.models, size, arguments.batch, arguments.train, arguments.maps)
     for comparison in arguments.peers or ():
-        yield from runs_of(comparison)
+        yield from runs_of(comparison, arguments.cases)
 
 
 def measure(
@@ -74,7 +74,8 @@ def measure(
     print(f'\n{"training step" if run.train else "inference"}, batch {run.batch}')
     inputs = noise(run.size, run.maps, run.batch, device)
     contenders = [
-        Contender(name, model, variant, inputs, is_neck=bool(run.maps), amp=arguments.amp)
+        Contender(name, model, variant, inputs, is_neck=bool(run.maps), amp=arguments.amp,
+                  backend=arguments.backend)
         for name, model in zip(names_of(run.models), (build(m).to(device) for m in run.models))
         for variant in arguments.variants]
     if not run.train:
@@ -101,7 +102,7 @@ def profile(arguments: argparse.Namespace, device: torch.device) -> str:
             for train in (False, True):
                 contender = Contender(name, model, arguments.variants[0], noise(
                     size, arguments.maps, arguments.batch, device), is_neck=bool(arguments.maps),
-                    amp=arguments.amp)
+                    amp=arguments.amp, backend=arguments.backend)
                 contender.prepare(train)
                 kinds, others = shares(partial(contender.step, train), arguments.rounds)
                 largest = ', '.join(f'{op} {share:.0%}' for op, share in others.most_common(3))
@@ -122,6 +123,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--peers', nargs='*', choices=COMPARISONS, metavar='NAME',
                         help='in place of models: the comparisons of docs/performance.md, all or '
                         f'some of {", ".join(COMPARISONS)}')
+    parser.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES), metavar='CASE',
+                        help=f'of --peers: all or some of {", ".join(CASES)}')
     parser.add_argument('--profile', action='store_true',
                         help='shares of the time by kind of operation, inference and training, of '
                         'the given models or of all four')
@@ -133,6 +136,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         '--variants', nargs='+', choices=list(VARIANTS), default=['eager'],
         help='; '.join(f'{name}: {text}' for name, text in VARIANTS.items()))
+    parser.add_argument('--compile', action='store_true', help='add the variant `compiled`')
+    parser.add_argument('--backend', default='inductor', help='of the variant `compiled`')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--rounds', type=int, default=7, help='measurements of each model')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
@@ -154,6 +159,8 @@ def parse_arguments() -> argparse.Namespace:
         '--allocator', choices=['system', 'keeping'], default='system',
         help='keeping: do not give freed memory back to the system (CPU)')
     arguments = parser.parse_args()
+    if arguments.compile and 'compiled' not in arguments.variants:
+        arguments.variants = [*arguments.variants, 'compiled']
     if arguments.peers == []:
         arguments.peers = list(COMPARISONS)
     if bool(arguments.models) + (arguments.peers is not None) != 1 and not arguments.profile:

@@ -35,8 +35,8 @@ DTYPES = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 class Bench:
     """Times passes of a model on one device."""
 
-    def __init__(self, device: torch.device, rounds: int) -> None:
-        self.device, self.rounds = device, rounds
+    def __init__(self, device: torch.device, rounds: int, backend: str = 'inductor') -> None:
+        self.device, self.rounds, self.backend = device, rounds, backend
 
     def images(self, batch: int, height: int, width: int) -> Tensor:
         return torch.randn(batch, 3, height, width, device=self.device)
@@ -80,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--small', action='store_true', help='small sizes and batches')
+    parser.add_argument('--backend', default='inductor', help='of torch.compile')
     sections = {section.__name__: section for section in (
         speed, launches, new_sizes, large_batch, checkpointing, compilation)}
     parser.add_argument('--sections', nargs='+', choices=list(sections), default=list(sections),
@@ -88,7 +89,7 @@ def main() -> None:
     # What the models log would stand between the rows.
     logging.disable(logging.INFO)
     device = torch.device(arguments.device)
-    bench = Bench(device, rounds=2 if arguments.small else 20)
+    bench = Bench(device, rounds=2 if arguments.small else 20, backend=arguments.backend)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
     print(f'# Backbones on {name}, torch {torch.__version__}')
     for section in [sections[name] for name in arguments.sections]:
@@ -196,7 +197,7 @@ def compilation(bench: Bench, small: bool) -> Iterator[tuple]:
             model, images = bench.build(name, **settings), bench.images(1, *size)
             step = partial(bench.step, model, images, torch.bfloat16)
             eager = bench.median_ms(step)
-            compile_in_place(model, **options)
+            compile_in_place(model, backend=bench.backend, **options)
             yield (f'{name}, slim' if small else name, mode, f'{size[0]} x {size[1]}', f'{eager:.1f}',
                    f'{bench.median_ms(step):.1f}')
 

@@ -36,10 +36,11 @@ class Contender:
         *,
         is_neck: bool,
         amp: bool = False,
+        backend: str = 'inductor',
     ) -> None:
         self.amp = amp
         self.name, self.variant, self.is_neck = f'{name} {variant}', variant, is_neck
-        self.model = prepared(model, variant)
+        self.model = prepared(model, variant, backend)
         # Leaves of its own: what comes before a neck wants their gradients.
         self.inputs = [x.detach().contiguous(memory_format=memory_format(variant)) for x in inputs]
         self.times: list[float] = []
@@ -119,7 +120,7 @@ def literal(value: ast.expr) -> object:
     return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
 
 
-def prepared(model: nn.Module, variant: str) -> nn.Module:
+def prepared(model: nn.Module, variant: str, backend: str) -> nn.Module:
     model = copy.deepcopy(model)
     # Some backbones do not return themselves here.
     model.eval()
@@ -127,7 +128,7 @@ def prepared(model: nn.Module, variant: str) -> nn.Module:
         model = fuse_conv_bn(model)
     model = model.to(memory_format=memory_format(variant))
     if variant == 'compiled':
-        compile_in_place(model, dynamic=True)
+        compile_in_place(model, dynamic=True, backend=backend)
     return model
 
 
@@ -153,7 +154,8 @@ def memory_format(variant: str) -> torch.memory_format:
 
 def check_equality(contenders: list[Contender], num_variants: int) -> None:
     """Refuse to compare variants of a model that do not compute the same."""
-    with torch.no_grad():
+    # As they will be timed: torch.compile makes other graphs for other modes of autograd.
+    with torch.inference_mode():
         for i in range(0, len(contenders), num_variants):
             first, *others = contenders[i:i + num_variants]
             expected = first.forward()

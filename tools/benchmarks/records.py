@@ -13,6 +13,8 @@ from xvit_mm.utils.files import replaced_whole
 # A recorded ratio may fall by this share.
 MARGIN = 0.15
 
+_ORDER = ('first', 'amp', 'threads', 'clock', 'allocator', 'train', 'size', 'batch')
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -56,7 +58,9 @@ def write_record(path: str | Path, about: Mapping[str, Any], rows: Rows) -> None
                               f'{dict(about)}: name another file')
         new = {_key(row) for row in rows}
         kept = [row for row in before['rows'] if _key(row) not in new]
-    lines = ',\n'.join(json.dumps(row) for row in [*kept, *rows])
+    # A model before its peers, whichever piece of the comparisons was measured last.
+    ordered = sorted([*kept, *rows], key=lambda row: tuple(row[name] for name in _ORDER))
+    lines = ',\n'.join(json.dumps(row) for row in ordered)
     with replaced_whole(Path(path)) as partial:
         partial.write_text(
             f'{{"machine": {json.dumps(dict(about))},\n"rows": [\n{lines}\n]}}\n')

@@ -3,6 +3,7 @@ from .attention import SelfAttention, attend
 from .branch_embedding import BranchEmbedding
 from .cache import EvalCache
 from .cross_feature_attention import ATTN_MODES, CrossFeatureAttention
+from .depthwise import DepthwiseConv2d
 from .fusion import FUSIONS, NORM_EPS, CrossAttention
 from .grouping import Grouping, group_tokens
 from .mlp import MLP
@@ -28,10 +29,10 @@ from .vt_stage import VTModule, VTSettings, VTStage
 
 __all__ = [
     'ATTN_MODES', 'BranchEmbedding', 'ClusteringTokenizer', 'CrossAttention',
-    'CrossFeatureAttention', 'DynamicPositionBias', 'EvalCache', 'FUSIONS', 'FilterTokenizer',
-    'GraphConvolution', 'Grouping', 'MLP', 'NORM_EPS', 'PointwiseConv', 'PointwiseTokens',
-    'PoolingTokenizer', 'Projector', 'RecordsSettings', 'RecurrentTokenizer', 'Run',
-    'SelfAttention', 'Stage', 'TOKENIZERS', 'TokenTransformer', 'Tokenizer', 'VTModule',
+    'CrossFeatureAttention', 'DepthwiseConv2d', 'DynamicPositionBias', 'EvalCache', 'FUSIONS',
+    'FilterTokenizer', 'GraphConvolution', 'Grouping', 'MLP', 'NORM_EPS', 'PointwiseConv',
+    'PointwiseTokens', 'PoolingTokenizer', 'Projector', 'RecordsSettings', 'RecurrentTokenizer',
+    'Run', 'SelfAttention', 'Stage', 'TOKENIZERS', 'TokenTransformer', 'Tokenizer', 'VTModule',
     'VTSettings', 'VTStage', 'attend', 'call', 'fold', 'group_tokens', 'position_biases',
     'resample_tokens', 'unfold'
 ]
