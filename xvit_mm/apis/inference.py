@@ -95,7 +95,7 @@ class Predictor:
         parts = [{name, *name.split(', ')} for name in self.classes]
         known = list(dict.fromkeys(part for all_parts in parts for part in sorted(all_parts)))
         if unknown := [name for name in names if name not in known]:
-            close = list(dict.fromkeys(
+            close = [] if len(self.classes) <= MAX_LISTED else list(dict.fromkeys(
                 match for name in unknown for match in get_close_matches(name, known)))
             listed = close or self.classes[:MAX_LISTED]
             more = len(self.classes) - len(listed)
