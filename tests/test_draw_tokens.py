@@ -1,6 +1,4 @@
 """Pictures of where visual tokens look: of a backbone, of a neck, and of what cannot be drawn."""
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -9,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from mmengine.config import Config
+from tool_runs import Ended, run_tool
 
 from xvit_mm.apis import build_model
 from xvit_mm.apis.token_pictures import look, write_token_pictures
@@ -17,7 +16,6 @@ from xvit_mm.models.necks import VTFPN
 from xvit_mm.utils.config import ConfigError
 from xvit_mm.visualization import draw_tokens
 
-ROOT = Path(__file__).parents[1]
 BACKBONE = dict(type='xvit_mm.VTResNet', depth=34, base_channels=8, token_channels=32, num_tokens=4)
 NECK = dict(type='xvit_mm.VTFPN', in_channels=[8, 16, 32, 64], out_channels=16, token_channels=32,
             num_tokens=(6, 4, 2, 2), num_outs=4)
@@ -184,11 +182,10 @@ def test_the_tool_writes_pictures_or_one_line_of_error(images, tmp_path):
     cfg.dump(tmp_path / 'cfg.py')
     path = weights(cfg, tmp_path)
 
-    def run(*arguments) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, 'tools/draw_tokens.py', str(tmp_path / 'cfg.py'), str(path),
-             *map(str, arguments), '--out-dir', str(tmp_path / 'out')],
-            cwd=ROOT, capture_output=True, text=True)
+    def run(*arguments) -> Ended:
+        return run_tool('draw_tokens', tmp_path / 'cfg.py', path, *arguments, '--out-dir',
+                        tmp_path / 'out')
+
     done = run(*images)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / 'out' / 'narrow_vt2.png')

@@ -1,7 +1,5 @@
 """Predictions for files: what is predicted, what is written, what is skipped or refused."""
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,6 +12,7 @@ from mmengine.registry import DefaultScope
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from small_predictors import CLASSES, config, images, weights
+from tool_runs import run_tool
 
 from xvit_mm.apis import build_model
 from xvit_mm.apis.inference import IGNORED, Prediction, Predictor
@@ -24,7 +23,6 @@ from xvit_mm.utils.config import ConfigError
 from xvit_mm.visualization.predictions import draw_prediction
 
 __all__ = ['images', 'weights']  # fixtures
-ROOT = Path(__file__).parents[1]
 
 
 def expected_sample(cfg: Config, checkpoint: Path, path: Path):
@@ -166,12 +164,7 @@ def test_the_tool_skips_broken_images_and_says_so_at_the_end(images, weights, tm
     cfg.dump(tmp_path / 'cfg.py')
     (images / 'broken.jpg').write_bytes((images / 'b.jpg').read_bytes()[:50])
 
-    def run(*arguments: object) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, 'tools/predict.py', *map(str, arguments)],
-            cwd=ROOT, capture_output=True, text=True)
-
-    done = run(tmp_path / 'cfg.py', weights(cfg), images, '--out', tmp_path / 'out')
+    done = run_tool('predict', tmp_path / 'cfg.py', weights(cfg), images, '--out', tmp_path / 'out')
     assert done.returncode == 1
     assert '3 images predicted' in done.stdout
     assert done.stderr.splitlines()[-1] == f'skipped: {images}/broken.jpg is damaged, or no image'

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from mmengine.config import Config
+from tool_runs import run_tool
 
 from xvit_mm.datasets.shapes import make_shapes_dataset
 
@@ -27,6 +28,7 @@ SMALL = ['model.backbone.arch.embed_dims=32', 'model.backbone.arch.depths="(1,1,
 
 
 def start(tool: str, *arguments: str) -> subprocess.Popen:
+    """A program of its own, as a user starts it."""
     environment = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     return subprocess.Popen([sys.executable, f'tools/{tool}.py', *arguments], cwd=ROOT,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -34,9 +36,8 @@ def start(tool: str, *arguments: str) -> subprocess.Popen:
 
 
 def run(tool: str, *arguments: str) -> tuple[int, str]:
-    process = start(tool, *arguments)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    done = run_tool(tool, *arguments)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope='module')
@@ -50,10 +51,11 @@ def data(tmp_path_factory) -> Path:
 def trained(data, tmp_path_factory) -> Path:
     """The work directory of a training run of one epoch."""
     work_dir = tmp_path_factory.mktemp('run')
-    code, output = run('train', 'retinanet_crossformer_demo.py', '--data-root', str(data),
-                       '--work-dir', str(work_dir), '--cfg-options', *SMALL,
-                       'train_cfg.max_epochs=1')
-    assert code == 0, output[-3000:]
+    process = start('train', 'retinanet_crossformer_demo.py', '--data-root', str(data),
+                    '--work-dir', str(work_dir), '--cfg-options', *SMALL,
+                    'train_cfg.max_epochs=1')
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
     assert 'coco/bbox_mAP' in output
     return work_dir
 

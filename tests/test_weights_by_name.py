@@ -1,13 +1,12 @@
 """From the name of released weights to a model with them, through every way in."""
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from golden import FOLDER, golden_record, golden_weights
 from mmengine.runner import load_checkpoint
+from tool_runs import run_tool
 from toy_data import make_toy_data
 
 from xvit_mm.apis import build_model
@@ -17,8 +16,6 @@ from xvit_mm.checkpoints import CROSSFORMER_NAMES, CheckpointError, load_officia
 from xvit_mm.checkpoints.whole_model import load_whole_model
 from xvit_mm.registry import MODELS
 from xvit_mm.utils.config import load_config
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -149,11 +146,10 @@ def test_the_last_line_of_a_test_compares_with_the_paper(
     make_toy_data(load_config(config, data_root=data), data)
     cache.mkdir(parents=True)
     torch.save(dict(state_dict=authors_weights(config)), cache / f'{config}.pth')
-    done = subprocess.run(
-        [sys.executable, 'tools/test.py', config, 'official', '--data-root', str(data),
-         '--work-dir', str(tmp_path / 'run'), '--cfg-options', 'test_dataloader.num_workers=0',
-         'test_dataloader.persistent_workers=False',
-         'test_dataloader.dataset.pipeline.1.scale=(160,128)', *options],
-        cwd=ROOT, capture_output=True, text=True)
+    done = run_tool(
+        'test', config, 'official', '--data-root', data, '--work-dir', tmp_path / 'run',
+        '--cfg-options', 'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        'test_dataloader.dataset.pipeline.1.scale=(160,128)', *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.fullmatch(line, done.stdout.splitlines()[-1]), done.stdout[-1000:]
