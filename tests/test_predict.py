@@ -1,5 +1,6 @@
 """Predictions for files: what is predicted, what is written, what is skipped or refused."""
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -235,6 +236,21 @@ def test_a_box_a_mask_and_a_class_are_drawn_where_they_are():
     labels[:, 200:] = IGNORED
     drawn = draw_prediction(image + 100, Prediction(label_map=labels), CLASSES, [(50, 0, 0)] * 5)
     assert drawn[10, 10].tolist() == [50, 50, 75] and drawn[10, 300].tolist() == [100] * 3
+
+
+def test_names_of_boxes_do_not_overlap_and_stay_in_the_picture():
+    image = np.full((400, 400, 3), 7, np.uint8)
+    boxes = np.array([[100., -5., 300., 200.]] * 3 + [[390., 395., 410., 420.]])
+    prediction = Prediction(boxes=boxes, labels=np.array([0, 1, 2, 0]), scores=np.full(4, .9))
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    drawn = draw_prediction(image, prediction, CLASSES, colors)
+    alone = draw_prediction(image, replace(
+        prediction, boxes=boxes[:1], labels=np.array([0]), scores=np.full(1, .9)), CLASSES, colors)
+    for color, number in zip(colors, (2, 1, 1)):
+        # The patch of a name is the only large area of its colour.
+        patches = cv2.erode((drawn == color[::-1]).all(2).astype(np.uint8), np.ones((2, 4)))
+        assert cv2.connectedComponents(patches)[0] >= 1 + number
+    assert (alone[2:12, 104:150] == (0, 0, 255)).all(2).mean() > 0.3  # inside, at the top
 
 
 def test_more_classes_than_a_byte_holds_are_written(tmp_path):

@@ -119,7 +119,10 @@ def _free_place(
     Places are (left, top, right, bottom): above the box, inside it at the top, below it, inside it
     at the bottom, and a line or two away from these; on the left, in the middle and on the right.
     """
-    (x1, y1, x2, y2), (width, height) = box, size
+    width, height = size
+    # A box may reach beyond the picture.
+    x1, x2 = (min(max(x, 0), shape[1]) for x in box[::2])
+    y1, y2 = (min(max(y, 0), shape[0]) for y in box[1::2])
     places = []
     tops = (y1 - height, y1, y2, y2 - height, y1 - 2 * height, y1 + height, y1 - 3 * height,
             y1 + 2 * height)
@@ -129,8 +132,7 @@ def _free_place(
             if 0 <= top <= shape[0] - height:
                 places.append((left, top, left + width, top + height))
     free = [place for place in places if not any(_overlap(place, other) for other in taken)]
-    top = min(max(y1, 0), max(shape[0] - height, 0))
-    left = min(max(x1, 0), max(shape[1] - width, 0))
+    top, left = min(y1, max(shape[0] - height, 0)), min(x1, max(shape[1] - width, 0))
     return (free or places or [(left, top, left + width, top + height)])[0]
 
 
