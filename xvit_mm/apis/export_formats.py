@@ -189,7 +189,9 @@ def export_program(module: nn.Module, size: Size) -> Any:
 
 def open_program(path: Path) -> Run:
     """Open a file of `write_program`."""
-    return torch.export.load(str(path)).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch maps the file and says that it cannot be written
+        return torch.export.load(str(path)).module()
 
 
 def _dynamic_shapes() -> tuple[dict[int, Any]]:
