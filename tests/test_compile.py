@@ -15,7 +15,8 @@ from xvit_mm.engine import Runner
 from xvit_mm.registry import MODELS
 from xvit_mm.utils.config_options import use_compile
 
-compiler = pytest.importorskip('torch._dynamo.testing')
+eval_frame = pytest.importorskip('torch._dynamo.eval_frame')
+compiler_cache = getattr(eval_frame, '_debug_get_cache_entry_list', None)
 pytestmark = [
     pytest.mark.training,
     pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='torch 2.7 or newer'),
@@ -33,11 +34,14 @@ def sizes(number: int) -> list[tuple[int, int]]:
     return [(generator.randrange(100, 180), generator.randrange(100, 180)) for _ in range(number)]
 
 
-def compiled(model: nn.Module, backend: str):
+def compile_anew(model: nn.Module, backend: str) -> None:
     torch._dynamo.reset()
-    counter = compiler.CompileCounterWithBackend(backend)
-    model.compile(dynamic=True, backend=counter)
-    return counter
+    model.compile(dynamic=True, fullgraph=True, backend=backend)
+
+
+def number_of_graphs(model: nn.Module) -> int:
+    # Not what a counting backend sees: torch begins a graph twice if it has to fix a setting.
+    return len(compiler_cache(type(model).forward.__code__))
 
 
 @torch.no_grad()
@@ -46,14 +50,14 @@ def compiled(model: nn.Module, backend: str):
 @pytest.mark.parametrize('name', sorted(TINY))
 def test_twenty_sizes_take_at_most_two_graphs(name, backend):
     model, plain = backbone(name).eval(), backbone(name).eval()
-    counter = compiled(model, backend)
+    compile_anew(model, backend)
     assert list(model.state_dict()) == list(plain.state_dict())
     for height, width in sizes(20):
         # With a batch of one, kernels for tiny maps differ from others.
         images = torch.randn(2, 3, height, width)
         for found, expected in zip(model(images), plain(images)):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert 1 <= counter.frame_count <= 2
+    assert 1 <= number_of_graphs(model) <= 2
 
 
 @pytest.mark.parametrize('name, sizes', [
@@ -73,7 +77,7 @@ def test_training_takes_at_most_two_graphs_and_gives_the_same_gradients(name, ba
     for part in (*model.modules(), *plain.modules()):
         if hasattr(part, 'drop_prob'):
             part.drop_prob = 0.
-    counter = compiled(model, backend)
+    compile_anew(model, backend)
     for height, width in sizes(4):
         images = torch.randn(2, 3, height, width)
         for net in (model, plain):
@@ -85,7 +89,7 @@ def test_training_takes_at_most_two_graphs_and_gives_the_same_gradients(name, ba
                 # Some gradients are zero but for rounding.
                 torch.testing.assert_close(
                     found.grad, expected.grad, rtol=1e-3, atol=1e-5 * largest)
-    assert 1 <= counter.frame_count <= 2
+    assert 1 <= number_of_graphs(model) <= 2
 
 
 class Images(torch.utils.data.Dataset):

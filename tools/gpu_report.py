@@ -1,7 +1,7 @@
 """Everything that only a GPU can tell about the backbones, as one report in Markdown.
 
     python tools/gpu_report.py > report.md
-    python tools/gpu_report.py --small        # minutes on a CPU: does the script run?
+    python tools/gpu_report.py --small --backend eager    # minutes on a CPU: does the script run?
 
 Per precision: time and peak memory of inference and training. Then launches per pass, the first and
 second pass at many sizes (a library that plans per shape stalls at the first), one very large
@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 from benchmarks.contenders import compile_in_place, forget_compiled
+from benchmarks.measuring import quiet_profiler
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -86,8 +87,9 @@ def main() -> None:
     parser.add_argument('--sections', nargs='+', choices=list(sections), default=list(sections),
                         help='parts of the report, all by default')
     arguments = parser.parse_args()
-    # What the models log would stand between the rows.
+    # What models and the profiler log would stand between the rows.
     logging.disable(logging.INFO)
+    quiet_profiler()
     device = torch.device(arguments.device)
     bench = Bench(device, rounds=2 if arguments.small else 20, backend=arguments.backend)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
