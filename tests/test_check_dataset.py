@@ -150,7 +150,7 @@ def test_what_mmdet_drops_is_counted(toys, tmp_path):
 def test_two_classes_of_one_name_are_counted_apart(toys, tmp_path):
     """ImageNet has two classes called crane, the bird and the machine."""
     cfg = load_config(f'{CIFAR10}.py', data_root=toys(CIFAR10))
-    split = Split('train', {}, SimpleNamespace(metainfo=dict(classes=('crane', 'dog', 'crane'))),
+    split = Split('train', {}, SimpleNamespace(_metainfo=dict(classes=('crane', 'dog', 'crane'))),
                   cfg, 1)
     lines = ' '.join(classification._count(split, [0, 2, 2, 1]))
     assert 'crane (2) 2, crane (0) 1, dog 1' in lines

@@ -38,7 +38,8 @@ class Split:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the framework's order; empty if the data set has none."""
-        return tuple(self.dataset.metainfo.get('classes') or ())
+        # Not `metainfo`, which copies all of it at each access: minutes for ImageNet's labels.
+        return tuple(self.dataset._metainfo.get('classes') or ())
 
     def class_name(self, index: int) -> str:
         """Return the name of a class, with its number where two classes share the name."""
