@@ -54,6 +54,18 @@ def test_folders_that_hold_no_run_or_come_twice_are_refused(tmp_path):
         read_runs([first, first])
 
 
+def test_no_panel_is_empty(tmp_path):
+    runs = read_runs([run(tmp_path / 'small', {10: 3., 20: 2.}, {10: 0.5}),
+                      run(tmp_path / 'large', {10: 900., 20: 300.}, {10: 0.3})])
+    for history in runs.values():
+        history.metrics['coco/bbox_mAP_50'] = {10: 0.7}
+    draw_comparison(runs, tmp_path / 'compared.png')
+    picture = cv2.imread(str(tmp_path / 'compared.png'))
+    # Three panels in two rows: the last quarter is blank.
+    height, width = picture.shape[:2]
+    assert (picture[height // 2 + 40:, width // 2 + 40:] == 255).all()
+
+
 def test_pictures_that_cannot_be_drawn_are_refused(tmp_path):
     runs = read_runs([run(tmp_path / 'run', {10: 3.}, {10: 0.5})])
     with pytest.raises(ConfigError, match="compared.txt': the name must end in .png"):

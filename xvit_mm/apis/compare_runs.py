@@ -11,6 +11,7 @@ from xvit_mm.utils.config import ConfigError
 from xvit_mm.utils.files import check_writable, replaced_whole
 
 LOSS = 'loss'
+_LOG = 100  # largest by smallest loss, from which the scale is logarithmic
 
 
 def read_runs(work_dirs: Sequence[str | Path]) -> dict[str, History]:
@@ -60,7 +61,7 @@ def draw_comparison(
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(6.5 * columns, 0.8 + 3.6 * rows), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, name in zip(panels, names):
         for number, (label, run) in enumerate(runs.items()):
             series = (run.losses if name == LOSS else run.metrics).get(name)
@@ -78,7 +79,10 @@ def draw_comparison(
         panel.grid(True, color='0.9')
         panel.spines[['top', 'right']].set_visible(False)
         panel.legend(frameon=False, fontsize=9)
-    for panel in list(panels)[len(names):]:
+        values = np.concatenate([line.get_ydata() for line in panel.get_lines()])
+        if name == LOSS and values.min() > 0 and values.max() > _LOG * values.min():
+            panel.set_yscale('log')
+    for panel in panels[len(names):]:
         panel.remove()
     with replaced_whole(path) as partial:
         figure.savefig(partial, format='png')
