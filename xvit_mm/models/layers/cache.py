@@ -68,7 +68,7 @@ class EvalCache(nn.Module):
             return compute()
         weights = list(self.parameters() if weights is None else weights)
         versions = tuple(p._version for p in weights if not p.is_inference())
-        dtype = _autocast_dtype(weights[0].device.type) if weights else None
+        dtype = autocast_dtype(weights[0].device.type) if weights else None
         key = key, versions, dtype
         if key not in self._entries:
             self._entries[key] = compute()
@@ -175,11 +175,11 @@ def opaque_to_compile(function: F, shapes: Callable[..., Any]) -> F:
     return choose  # type: ignore[return-value]
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
+def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast computes in on a type of device; None while it is off."""
-    if hasattr(torch, 'get_autocast_dtype'):
+    if hasattr(torch, 'getautocast_dtype'):
         on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return torch.get_autocast_dtype(device) if on else None
+        return torch.getautocast_dtype(device) if on else None
     # Before torch 2.4.
     if device == 'cpu':
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None

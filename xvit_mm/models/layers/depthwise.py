@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .cache import sizes_are_symbolic
+from .cache import autocast_dtype, sizes_are_symbolic
 
 # Kernels up to this width have a fast gradient in oneDNN; 5 x 5 takes 10 times as long as 3 x 3.
 FAST_WIDTH = 3
@@ -21,7 +21,7 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         trains = torch.is_grad_enabled() and self.weight.requires_grad and x.device.type == 'cpu'
         # Autocast does not reach into an autograd function.
-        same = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_cpu_enabled()
+        same = x.dtype == self.weight.dtype == torch.float32 and autocast_dtype('cpu') is None
         if (not trains or not same or self.kernel_size[1] <= FAST_WIDTH or sizes_are_symbolic()
                 or self.bias is not None or self.dilation != (1, 1) or not x.shape[0]):
             return super().forward(x)
