@@ -71,6 +71,17 @@ def test_annotations_that_cannot_be_used_are_named(kind, root):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize('kind', ['an empty list of images', 'categories of other classes'])
+def test_data_of_which_no_image_is_left_say_so(kind, root):
+    file = root / 'annotations/instances_train2017.json'
+    if 'categories' in kind:
+        change(file, categories=[dict(id=i, name=f'other {i}') for i in range(1, 6)])
+    else:
+        ANNOTATIONS[kind](file)
+    with pytest.raises(ConfigError, match=f'no image is left of .*{file}.*classes in the config'):
+        loader(root)
+
+
 IMAGES = {
     'is empty': lambda path: path.write_bytes(b''),
     'cannot be read as an image': lambda path: path.write_bytes(path.read_bytes()[:200]),

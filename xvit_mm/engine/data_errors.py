@@ -10,6 +10,8 @@ from xvit_mm.utils.config import ConfigError
 
 # What data set classes raise on files that are not what they expect.
 _UNREADABLE = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+# What mmengine's BaseDataset stumbles over where its filter leaves no sample.
+_EMPTY = 'need at least one array to concatenate'
 
 
 class DataError(ValueError):
@@ -34,6 +36,8 @@ class NamedErrors:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         is_expected = isinstance(error, _UNREADABLE) and not isinstance(error, ConfigError)
         if is_expected and isinstance(self.settings, Mapping):
+            if str(error) == _EMPTY:
+                raise ConfigError(_nothing_left(self.settings)) from error
             raise ConfigError(
                 f'{self.settings.get("type")}: {_source(self.settings)} cannot be used: '
                 f'{kind.__name__}: {_first_line(error)}. "python tools/check_dataset.py CONFIG" '
@@ -42,9 +46,7 @@ class NamedErrors:
     def check_length(self, dataset: Dataset) -> None:
         """Raise a ConfigError if no image is left."""
         if isinstance(self.settings, Mapping) and hasattr(dataset, '__len__') and not len(dataset):
-            raise ConfigError(
-                f'{self.settings.get("type")}: no image is left of {_source(self.settings)}. '
-                '"python tools/check_dataset.py CONFIG" says why')
+            raise ConfigError(_nothing_left(self.settings))
 
 
 def check_image(dataset: Dataset, index: int) -> None:
@@ -62,6 +64,12 @@ def check_image(dataset: Dataset, index: int) -> None:
     if cv2.imread(path) is None:
         raise DataError(f'{path} ({os.path.getsize(path):,} bytes) cannot be read as an image: it '
                         'is damaged, cut off or something else')
+
+
+def _nothing_left(settings: Mapping[str, Any]) -> str:
+    return (f'{settings.get("type")}: no image is left of {_source(settings)}: it has none, or none '
+            'with a label of the classes in the config. "python tools/check_dataset.py CONFIG" says '
+            'which')
 
 
 def _source(settings: Mapping[str, Any]) -> str:
