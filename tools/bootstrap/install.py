@@ -193,7 +193,8 @@ def install_mmcv(setup: Setup) -> str:
             if stack.installed().get(name) != stack.pins[name]:
                 continue
         else:
-            setup.pip('uninstall', '-y', name)
+            if name in stack.installed():
+                setup.pip('uninstall', '-y', name)
             setup.pip(
                 *install, *(['--no-binary', name] if how == 'compiled' else []), **hidden,
                 CFLAGS=(os.environ.get('CFLAGS', '') + ' -g0').strip(),  # takes half the time
