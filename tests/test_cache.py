@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from versions import not_in_torch_2_1
 
 from xvit_mm.models.layers import EvalCache
-from xvit_mm.models.layers.cache import SizeCache, is_compiling
+from xvit_mm.models.layers.cache import SizeCache, autocast_dtype, is_compiling
 
 
 class Derived(EvalCache):
@@ -73,6 +73,13 @@ def test_changes_are_noticed(change):
     change(module)
     # Also compares the data types.
     torch.testing.assert_close(without_gradients(module), module._compute(), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings('error')  # the functions of torch before 2.4 warn in later ones
+def test_what_autocast_computes_in_is_found_without_a_warning():
+    assert autocast_dtype('cpu') is None
+    with torch.autocast('cpu', torch.bfloat16):
+        assert autocast_dtype('cpu') == torch.bfloat16
 
 
 def test_modules_on_a_device_without_autocast_remember_too():

@@ -177,9 +177,9 @@ def opaque_to_compile(function: F, shapes: Callable[..., Any]) -> F:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast computes in on a type of device; None while it is off."""
-    if hasattr(torch, 'getautocast_dtype'):
+    if hasattr(torch, 'get_autocast_dtype'):
         on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return torch.getautocast_dtype(device) if on else None
+        return torch.get_autocast_dtype(device) if on else None
     # Before torch 2.4.
     if device == 'cpu':
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
