@@ -68,6 +68,21 @@ def test_web_address_is_downloaded_once(saved):
     assert (saved.parent / 'torch/hub/checkpoints/some.pth').is_file()
 
 
+def test_addresses_that_end_in_one_name_have_files_of_their_own(saved, monkeypatch):
+    def download(url, target):
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({'weight': torch.tensor(len(url))}, target)
+
+    monkeypatch.setattr(addresses, 'download', download)
+    for _ in range(2):
+        for url in ('https://one/epoch_12.pth', 'https://other/epoch_12.pth'):
+            assert read_checkpoint(url)['weight'] == len(url)
+    # A file that torch or the user put there has no record and counts for every address.
+    shutil.copy(saved, saved.parent / 'torch/hub/checkpoints/own.pth')
+    assert_read('https://host/own.pth')
+
+
 @pytest.mark.parametrize('name, url', [
     ('torchvision://resnet50', 'https://download.pytorch.org/models/resnet50-'),
     ('torchvision://resnet50.imagenet1k_v2', 'https://download.pytorch.org/models/resnet50-'),

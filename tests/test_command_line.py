@@ -75,6 +75,8 @@ def test_a_config_with_our_hooks_in_custom_hooks_gets_each_once():
     built = hooks_of(**cfg)
     assert ('custom', 'PicturesHook') in built and ('pictures', 'PicturesHook') not in built
     assert len({kind for _, kind in built}) == len(built)
+    cfg.custom_hooks = [dict(type='xvit_mm.FiniteLossHook', patience=99)]
+    assert [kind for _, kind in hooks_of(**cfg)].count('FiniteLossHook') == 1
     with pytest.raises(ConfigError, match='no custom_hooks; its hooks are .*default_hooks.curves'):
         load_config('retinanet_crossformer_s_coco.py', {'custom_hooks.0.type': 'EMAHook'})
 

@@ -72,6 +72,24 @@ def test_a_backbone_that_folding_would_change_stays_as_it_is(caplog):
         assert prepare_for_inference(model) is model
 
 
+class NaNWhenFolded(nn.Module):
+    """Folding turns its second map into NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        is_folded = not isinstance(self.norm, nn.BatchNorm2d)
+        y = self.norm(self.conv(x))
+        return y, y * torch.nan if is_folded else y
+
+
+def test_a_backbone_that_folding_turns_into_nan_stays_as_it_is(caplog):
+    model = Model(NaNWhenFolded()).eval()
+    assert prepare_for_inference(model) is model
+
+
 def test_a_test_runs_folded_and_leaves_the_model_as_it_was():
     model = Model(backbone('XFormer')).eval()
     before = model.backbone

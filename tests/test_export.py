@@ -265,6 +265,16 @@ def test_a_file_that_deviates_is_not_left(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@needs_onnx
+def test_a_file_that_gives_nan_at_some_size_is_not_left(tmp_path, monkeypatch):
+    compared = [export.Deviation((1, 3, 8, 8), 'scores', value, value)
+                for value in (1e-6, float('nan'), 1e-6)]
+    monkeypatch.setattr(export, 'compare', lambda *_: compared)
+    with pytest.raises(export.ExportError, match='scores deviates by nan'):
+        export_model(config('classifier'), None, tmp_path / 'model.onnx', size=(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('kind, options, message', [
     ('mask_rcnn', {}, '--part all does not exist of a MaskRCNN.*Choose backbone, or raw'),
     ('classifier', dict(path='model.pth'), "--out '.*model.pth': the name must end in .onnx"),

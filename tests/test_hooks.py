@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from toy_runner import ToyMetric
 
 from xvit_mm.engine.hooks import MultiScaleHook
+from xvit_mm.utils.config import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -70,6 +71,14 @@ def test_a_resumed_training_goes_on_with_the_same_sizes(tmp_path):
     first = train_at_sizes(tmp_path / 'parts', epochs=1)
     second = train_at_sizes(tmp_path / 'parts', epochs=3, resume=True)
     assert first + second == whole
+
+
+@pytest.mark.parametrize('part', ['bbox_head', 'decode_head'])
+def test_sizes_of_a_model_with_boxes_or_label_maps_are_left_alone(part):
+    model = SizesModel()
+    setattr(model, part, torch.nn.Identity())
+    with pytest.raises(ConfigError, match=f'neither boxes nor label maps, .* has a {part}'):
+        MultiScaleHook().before_train(type('R', (), dict(model=model)))
 
 
 @pytest.mark.parametrize('settings, message', [

@@ -113,6 +113,22 @@ def test_categories_keep_the_order_of_the_file(coco):
     assert [train.metainfo['classes'][i['bbox_label']] for i in info['instances']] == expected
 
 
+def test_a_file_for_training_and_validation_is_not_taken_for_validation(coco):
+    folder = coco / 'annotations'
+    (folder / 'instances_train2017.json').rename(folder / 'trainval.json')
+    cfg = load_config('retinanet_crossformer_s_coco')
+    use_own_data(cfg, coco)
+    assert cfg.train_dataloader.dataset.ann_file == 'annotations/trainval.json'
+    assert cfg.val_dataloader.dataset.ann_file == 'annotations/instances_val2017.json'
+    (folder / 'instances_val2017.json').rename(folder / 'more_test.json')
+    # Its images are where they were.
+    use_own_data(cfg, coco)
+    assert cfg.val_dataloader.dataset.ann_file == 'annotations/more_test.json'
+    (folder / 'more_test.json').unlink()
+    with pytest.raises(ConfigError, match='no annotation file for val beside .*trainval.json'):
+        use_own_data(cfg, coco)
+
+
 def test_what_does_not_fit_a_detector_is_named(coco, tmp_path):
     file = coco / 'annotations' / 'instances_train2017.json'
     content = json.loads(file.read_text())
@@ -140,7 +156,7 @@ def test_what_does_not_fit_a_detector_is_named(coco, tmp_path):
         with pytest.raises(ConfigError, match="not in COCO's format"):
             use_own_data(cfg, coco)
     file.unlink()
-    with pytest.raises(ConfigError, match='no annotation file for val: a .json'):
+    with pytest.raises(ConfigError, match='no annotation file for val beside annotations/.*: a .json'):
         use_own_data(cfg, coco)
     shutil.rmtree(coco / 'train2017')
     with pytest.raises(ConfigError, match='the first image of .*train2017.json, is in none of'):

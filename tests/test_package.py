@@ -75,6 +75,9 @@ def test_shipped_configs_are_found_by_name():
     assert path.is_file() and path == Path(xvit_mm.cfg('retinanet_crossformer_s_coco.py'))
     with pytest.raises(FileNotFoundError, match='closest: .*retinanet_crossformer_s_coco'):
         xvit_mm.cfg('retinanet_crosformer_s_coco')
+    with pytest.raises(FileNotFoundError, match='similar name; docs/model_zoo.md') as error:
+        xvit_mm.cfg('zzz')
+    assert 'closest' not in str(error.value)
 
 
 def test_a_config_is_found_by_name_in_every_folder():

@@ -157,6 +157,23 @@ def test_names_of_classes_come_from_the_training_then_from_the_data_set(weights,
     assert Predictor(instances, weights(instances)).classes[:2] == ('person', 'bicycle')
 
 
+def test_classes_beyond_the_names_are_numbered(weights, tmp_path):
+    cfg = config('detection')
+    torch.save(dict(torch.load(weights(cfg)), meta=dict(dataset_meta=dict(classes=('a', 'b')))),
+               tmp_path / 'trained.pth')
+    predictor = Predictor(cfg, tmp_path / 'trained.pth')
+    assert predictor.classes == ('a', 'b', 'class 2', 'class 3', 'class 4')
+    assert len(predictor.palette) == 5
+
+
+def test_a_pixel_that_is_left_out_has_no_label_of_a_class(weights, images):
+    cfg = config('segmentation')
+    cfg.model.decode_head.num_classes = 300
+    cfg.test_dataloader.dataset.metainfo = dict(classes=[f'c{i}' for i in range(300)])
+    labels = Predictor(cfg, weights(cfg), classes=['c255'])([cv2.imread(str(images / 'b.jpg'))])[0]
+    assert set(np.unique(labels.label_map)) <= {255, 65535}
+
+
 # The tool.
 
 
@@ -236,6 +253,14 @@ def test_a_box_a_mask_and_a_class_are_drawn_where_they_are():
     labels[:, 200:] = IGNORED
     drawn = draw_prediction(image + 100, Prediction(label_map=labels), CLASSES, [(50, 0, 0)] * 5)
     assert drawn[10, 10].tolist() == [50, 50, 75] and drawn[10, 300].tolist() == [100] * 3
+
+
+def test_thin_images_are_not_enlarged_beyond_what_a_file_holds(tmp_path):
+    nothing = Prediction(boxes=np.zeros((0, 4)), labels=np.zeros(0, int), scores=np.zeros(0))
+    drawn = draw_prediction(np.zeros((2, 5000, 3), np.uint8), nothing, CLASSES, [(0, 0, 0)] * 5)
+    assert drawn.shape == (2, 5000, 3)
+    drawn = draw_prediction(np.zeros((20, 1000, 3), np.uint8), nothing, CLASSES, [(0, 0, 0)] * 5)
+    assert drawn.shape == (160, 8000, 3)
 
 
 def test_names_of_boxes_do_not_overlap_and_stay_in_the_picture():

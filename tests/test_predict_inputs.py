@@ -36,6 +36,28 @@ def test_inputs_that_are_not_there_are_refused(entry, message, images, monkeypat
         find_sources([entry])
 
 
+def test_results_within_an_input_folder_are_not_inputs(images):
+    (images / 'out').mkdir()
+    (images / 'out/a.jpg').write_bytes((images / 'b.jpg').read_bytes())
+    found = find_sources([str(images)], out=images / 'out')
+    assert [Path(source.path).name for source in found] == ['a.png', 'b.jpg', 'c.png']
+    assert len(find_sources([str(images)], out=images)) == 4
+    assert len(find_sources([str(images / 'out')], out=images.parent)) == 1
+
+
+@pytest.mark.parametrize('inputs, out, overwritten', [
+    (['b.jpg'], '.', 'b.jpg'), (['.'], '.', 'b.jpg'), (['sub/../b.jpg'], 'sub/..', 'b.jpg'),
+    (['labels/d.png'], '.', 'labels/d.png')])
+def test_an_input_is_never_overwritten(inputs, out, overwritten, images):
+    (images / 'labels').mkdir()
+    (images / 'labels/d.png').write_bytes((images / 'a.png').read_bytes())
+    before = {path: path.read_bytes() for path in images.rglob('*.*')}
+    with pytest.raises(ConfigError, match=f'would overwrite the input .*{overwritten}; choose'):
+        predict_files(config('detection'), 'not read', [str(images / i) for i in inputs],
+                      images / out)
+    assert {path: path.read_bytes() for path in images.rglob('*.*')} == before
+
+
 @pytest.fixture
 def video(tmp_path) -> Path:
     """Ten frames of 96 x 64 pixels, brighter and brighter, 10 a second."""

@@ -3,11 +3,15 @@ import runpy
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
+from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
 from xvit_mm.datasets import make_shapes_dataset
+from xvit_mm.utils.config import ConfigError
 
 TOOLS = Path(__file__).parents[1] / 'tools'
 sys.path.insert(0, str(TOOLS))
@@ -109,3 +113,16 @@ def test_a_training_and_a_validation_are_divided(tmp_path, monkeypatch, capsys):
         shares = [float(row[2].split('%')[0]) for row in rows]
         assert abs(sum(shares) - 100) < 1 and shares == sorted(shares, reverse=True)
     assert not any(path.suffix == '.pth' for path in tmp_path.rglob('*'))
+
+
+@pytest.mark.parametrize('iterations, skip, message', [
+    (4, 1, 'an epoch has only 4 iterations'), (0, 1, 'give at least 1 and 0'),
+    (1, 2, 'the validation has only 2 batches')])
+def test_a_run_too_short_to_measure_is_refused(iterations, skip, message, monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    check = runpy.run_path(str(TOOLS / 'time_training.py'))['check_lengths']
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    runner = SimpleNamespace(train_loop=loop, train_dataloader=range(4), val_dataloader=range(2))
+    with pytest.raises(ConfigError, match=message):
+        check(runner, iterations, skip)
+    check(runner, 3, 1)

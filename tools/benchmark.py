@@ -37,7 +37,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    print(f'{device}, {arguments.threads} threads, {arguments.clock} clock, '
+    threads = '1 thread' if arguments.threads == 1 else f'{arguments.threads} threads'
+    print(f'{device}, {threads}, {arguments.clock} clock, '
           f'{arguments.allocator} allocator, torch {torch.__version__}')
     if arguments.profile:
         text, section = profile(arguments, device), 'profile'
@@ -170,18 +171,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def size_of(text: str) -> tuple[int, int]:
     """Height and width from `512` or `800x1216`."""
-    sides = [int(side) for side in text.split('x')]
+    sides = [int(side) if side.isdigit() else 0 for side in text.split('x')]
     if len(sides) > 2 or min(sides) < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(
+            f'invalid size {text!r}: give pixels, as 512 or 800x1216 (HEIGHTxWIDTH)')
     return sides[0], sides[-1]
 
 
 def map_of(text: str) -> tuple[int, int]:
     """Channels and stride from `256/4`."""
-    channels, stride = (int(number) for number in text.split('/'))
-    if min(channels, stride) < 1:
-        raise ValueError(text)
-    return channels, stride
+    numbers = [int(number) if number.isdigit() else 0 for number in text.split('/')]
+    if len(numbers) != 2 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f'invalid map {text!r}: give CHANNELS/STRIDE, as 256/4')
+    return numbers[0], numbers[1]
 
 
 if __name__ == '__main__':

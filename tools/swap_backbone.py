@@ -6,9 +6,7 @@ The new config inherits from yours, holds only the changes and explains each.
 """
 import argparse
 
-from mmengine.config import DictAction
-
-from xvit_mm.apis.command_line import run_tool
+from xvit_mm.apis.command_line import Options, run_tool
 from xvit_mm.swap import Swap, swap_backbone
 from xvit_mm.swap.backbones import BACKBONES
 
@@ -34,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--arch', metavar='NAME',
                         help='variant: s, tiny, r50, ... (default: s for CrossFormer and XFormer, '
                         'small for CrossViT, r18 for VTResNet)')
-    parser.add_argument('--backbone-options', nargs='+', action=DictAction, metavar='NAME=VALUE',
+    parser.add_argument('--backbone-options', nargs='+', action=Options, metavar='NAME=VALUE',
                         help='further arguments, as drop_path_rate=0.3 with_cp=True')
     parser.add_argument('--out', required=True, metavar='NEW_CONFIG', help='where to write')
     parser.add_argument('--checkpoint', metavar='FILE',

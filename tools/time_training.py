@@ -7,11 +7,12 @@ from collections import Counter
 from contextlib import suppress
 
 from benchmarks.parts import Clock, Enough, PartsHook
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from xvit_mm.apis import build_runner
 from xvit_mm.apis.command_line import common_arguments, config_of, run_tool
 from xvit_mm.engine.allocator import keep_freed_memory_on_cpu
-from xvit_mm.utils.config import check_data
+from xvit_mm.utils.config import ConfigError, check_data
 
 
 def main() -> None:
@@ -31,6 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
         runner = build_runner(cfg)
+        check_lengths(runner, arguments.iterations, arguments.skip)
         runner.register_hook(PartsHook(clock, arguments.iterations, arguments.skip))
         with suppress(Enough):
             runner.train()
@@ -39,6 +41,24 @@ def main() -> None:
         clock.start()
         runner.val()
         print_table('Validation', clock.seconds, len(runner.val_dataloader) - arguments.skip)
+
+
+def check_lengths(runner: Runner, iterations: int, skip: int) -> None:
+    """Refuse to measure more than an epoch, or a validation of which nothing is left.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if iterations < 1 or skip < 0:
+        raise ConfigError(f'--iterations {iterations} --skip {skip}: give at least 1 and 0')
+    is_by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    length = len(runner.train_dataloader)
+    if is_by_epoch and iterations + skip > length:
+        raise ConfigError(f'--iterations {iterations} --skip {skip}: an epoch has only {length} '
+                          'iterations, which must be enough for both')
+    if (length := len(runner.val_dataloader)) <= skip:
+        raise ConfigError(f'--skip {skip}: the validation has only {length} batches, so none would '
+                          'be left to measure. Give more --images')
 
 
 def print_table(title: str, seconds: Counter[str], steps: int) -> None:

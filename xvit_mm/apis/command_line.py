@@ -40,12 +40,12 @@ def config_arguments(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', help='path of a config, or the name of one that ships')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=_Options, metavar='NAME=VALUE',
+        '--cfg-options', nargs='+', action=Options, metavar='NAME=VALUE',
         help='entries of the config to set, as model.backbone.arch=t')
     return parser
 
 
-class _Options(DictAction):
+class Options(DictAction):
     """mmengine's reading of NAME=VALUE, with a line for what it cannot read."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
@@ -57,7 +57,7 @@ class _Options(DictAction):
                 super().__call__(parser, namespace, [value], option_string)
             except (RecursionError, ValueError, AssertionError):
                 parser.error(
-                    f'--cfg-options {value}: give NAME=VALUE with a number, a text, or a list of '
+                    f'{option_string} {value}: give NAME=VALUE with a number, a text, or a list of '
                     'these. The entries of a dict are set one by one, as NAME.KEY=VALUE, those of '
                     'a dict in a list as NAME.0.KEY=VALUE')
 

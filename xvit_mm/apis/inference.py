@@ -24,7 +24,8 @@ from xvit_mm.utils.prediction import Prediction
 from .build import build_model
 
 MAX_LISTED = 20  # classes in a message
-IGNORED = 255  # the label of pixels whose class was not asked for
+IGNORED = 255  # the label of pixels whose class was not asked for,
+IGNORED_16 = 65535  # and where 255 is a class
 
 
 class Predictor:
@@ -39,7 +40,8 @@ class Predictor:
             `official` for the authors' whole model of this config.
         device: as in torch, default the best one there is.
         classes: keep only these, by name (`goldfish` is enough for ImageNet's `goldfish, Carassius
-            auratus`): boxes and scores of others are dropped, pixels of others get the label 255.
+            auratus`): boxes and scores of others are dropped, pixels of others get the label 255
+            (65535 if the model has more than 255 classes).
         score_thr: drop boxes with a lower score.
 
     Attributes:
@@ -117,7 +119,8 @@ class Predictor:
                 changes[name] = None if value is None else value[keep]
         if prediction.label_map is not None and self.kept is not None:
             is_kept = np.isin(prediction.label_map, self.kept)
-            changes['label_map'] = np.where(is_kept, prediction.label_map, IGNORED)
+            ignored = IGNORED if len(self.classes) <= IGNORED else IGNORED_16
+            changes['label_map'] = np.where(is_kept, prediction.label_map, ignored)
         if prediction.class_scores is not None and self.kept is not None:
             scores = np.full_like(prediction.class_scores, -np.inf)
             scores[self.kept] = prediction.class_scores[self.kept]
@@ -181,21 +184,23 @@ def classes_of(
     """Names and colours of the classes of a config's model.
 
     From what its checkpoint notes, else from the config's data set, which need not be there.
+    Classes beyond these names are called `class 3` and so on.
     """
     dataset = next(datasets_in(cfg.get('test_dataloader')), {})
     kind = dataset.get('type')
     if isinstance(kind, str):
         scope = cfg.get('default_scope')
         kind = DATASETS.get(kind if '.' in kind or not scope else f'{scope}.{kind}')
+    number = _num_classes(cfg.model)
     for meta in (dataset_meta, dataset.get('metainfo'), getattr(kind, 'METAINFO', None)):
         if meta and meta.get('classes'):
-            classes = tuple(meta['classes'])
+            named = tuple(meta['classes'])
+            classes = named + tuple(f'class {i}' for i in range(len(named), number))
             colors = meta.get('palette')
             # mmdet has names such as 'random' as well.
             if not isinstance(colors, (list, tuple)) or len(colors) < len(classes):
                 colors = palette(len(classes))
             return classes, [tuple(color) for color in colors]
-    number = _num_classes(cfg.model)
     return tuple(f'class {i}' for i in range(number)), palette(number)
 
 

@@ -32,11 +32,14 @@ class BrokenFile(ValueError):
     """A file that cannot be read, or only in part; the message names it."""
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
+def find_sources(inputs: Sequence[str], *, out: str | Path | None = None) -> list[Source]:
     """The files that the inputs of a command stand for, folders and patterns in sorted order.
 
-    An input is a file, a folder (searched with its subfolders), a pattern such as `images/*.jpg`
-    in quotation marks, or the number of a webcam.
+    Args:
+        inputs: each a file, a folder (searched with its subfolders), a pattern such as
+            `images/*.jpg` in quotation marks, or the number of a webcam.
+        out: the folder for the results. Where it lies within an input folder, its files are left
+            out: they are the results of an earlier run.
 
     Raises:
         ConfigError: an input is not there, or a folder or pattern has no images.
@@ -44,7 +47,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     found: list[tuple[str, str]] = []
     for entry in inputs:
         found += [(entry, 'webcam')] if entry.isdigit() else [
-            (path, _kind(path)) for path in _files(entry)]
+            (path, _kind(path)) for path in _files(entry, out)]
     sources: dict[str, Source] = {}
     for path, kind in dict.fromkeys(found):
         stem = f'webcam{path}' if kind == 'webcam' else Path(path).stem
@@ -110,11 +113,15 @@ def _open(source: Source) -> cv2.VideoCapture:
     return capture
 
 
-def _files(entry: str) -> list[str]:
+def _files(entry: str, out: str | Path | None) -> list[str]:
     path = Path(entry).expanduser()
     if path.is_dir():
+        results = Path(out).resolve() if out else None
+        if results and path.resolve() not in results.parents:
+            results = None
         files = sorted(str(file) for file in path.rglob('*')
-                       if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+                       if file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+                       and results not in file.resolve().parents)
     elif path.is_file():
         return [str(path)]
     elif glob.has_magic(entry):

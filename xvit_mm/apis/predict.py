@@ -16,7 +16,7 @@ from xvit_mm.visualization.predictions import draw_prediction
 
 from .inference import Prediction, Predictor, checked_device
 from .media import BrokenFile, Source, find_sources, frame_rate, num_frames, read_frames
-from .prediction_files import PredictionFiles, write_picture
+from .prediction_files import LABELS, PredictionFiles, write_picture
 
 
 @dataclass
@@ -59,7 +59,8 @@ def predict_files(
         classes: keep only these, by name.
 
     Raises:
-        ConfigError: an input, class, device or number that does not exist or make sense.
+        ConfigError: an input, class, device or number that does not exist or make sense, or a
+            result would overwrite an input.
         CheckpointError: the weights do not fit the whole model.
         FolderError: the folder cannot be written.
     """
@@ -68,11 +69,12 @@ def predict_files(
     if not 0 <= score_thr <= 1:
         raise ConfigError(f'--score-thr {score_thr}: give a number from 0 to 1')
     checked_device(device)
-    sources = find_sources(inputs)
+    folder = Path(folder)
+    sources = find_sources(inputs, out=folder)
+    _check_keeps_inputs(sources, folder)
     check_writable(folder, '--out')
     predictor = Predictor(
         cfg, checkpoint, device=device, classes=classes, score_thr=score_thr)
-    folder = Path(folder)
     result = Predicted()
     files = PredictionFiles(folder, predictor.classes)
     is_endless = any(source.kind == 'webcam' for source in sources)
@@ -88,6 +90,24 @@ def predict_files(
             progress.update(progress.task_ids[0], advance=len(batch))
     result.written += files.close()
     return result
+
+
+def _check_keeps_inputs(sources: Sequence[Source], folder: Path) -> None:
+    """Refuse to write a result over one of the inputs.
+
+    Raises:
+        ConfigError: one would be.
+    """
+    inputs = {Path(source.path).resolve() for source in sources}
+    for source in sources:
+        for name in (_picture_name(source), f'{LABELS}/{source.name}.png'):
+            if (folder / name).resolve() in inputs:
+                raise ConfigError(f'--out {str(folder)!r}: the result would overwrite the input '
+                                  f'{folder / name}; choose another folder')
+
+
+def _picture_name(source: Source) -> str:
+    return f'{source.name}.jpg' if source.kind == 'image' else f'{source.name}.mp4'
 
 
 Frame = tuple[Source, int, np.ndarray]
@@ -150,7 +170,7 @@ class _Pictures:
             frame, prediction, self.predictor.classes, self.predictor.palette,
             legend=source.kind == 'image')
         if source.kind == 'image':
-            path = self.folder / f'{source.name}.jpg'
+            path = self.folder / _picture_name(source)
             write_picture(path, picture)
             self.result.written.append(path)
             return
@@ -164,7 +184,7 @@ class _Pictures:
         if self.writer is None:
             return
         self.writer.release()
-        path = self.folder / f'{self.source.name}.mp4'
+        path = self.folder / _picture_name(self.source)
         os.replace(self._partial(self.source), path)
         self.result.written.append(path)
         self.source = self.writer = None
@@ -180,7 +200,7 @@ class _Pictures:
         writer = cv2.VideoWriter(
             str(self._partial(source)), cv2.VideoWriter_fourcc(*'mp4v'), frame_rate(source), size)
         if not writer.isOpened():
-            raise OSError(f'{self.folder / source.name}.mp4 cannot be written by OpenCV')
+            raise OSError(f'{self.folder / _picture_name(source)} cannot be written by OpenCV')
         return writer
 
     def _partial(self, source: Source) -> Path:

@@ -12,6 +12,7 @@ from xvit_mm.utils.files import replaced_whole, write_text
 from xvit_mm.utils.prediction import Prediction
 
 NUM_BEST = 5  # classes of an image that the CSV lists
+LABELS = 'labels'  # folder of the label images
 
 
 class PredictionFiles:
@@ -20,7 +21,8 @@ class PredictionFiles:
     - Boxes and instances: `predictions.json`, in COCO's format with scores; a category's id is the
       label of the class plus 1, masks are run-length encoded.
     - Classes of pixels: `labels/NAME.png` with a label for each pixel, 255 for classes that were
-      not asked for, and the names of the classes in `labels/classes.txt`.
+      not asked for (65535 in 16 bits if the model has more than 255 classes), and the names of
+      the classes in `labels/classes.txt`.
     - Classes of images: `predictions.csv`, the best five of each image.
 
     Files appear complete: JSON and CSV with `close`.
@@ -66,8 +68,8 @@ class PredictionFiles:
             return [self.folder / 'predictions.json']
         if self.has_labels:
             names = ''.join(f'{name}\n' for name in self.classes)
-            write_text(self.folder / 'labels' / 'classes.txt', names)
-            return [self.folder / 'labels']
+            write_text(self.folder / LABELS / 'classes.txt', names)
+            return [self.folder / LABELS]
         if self.rows:
             path = self.folder / 'predictions.csv'
             with replaced_whole(path) as partial, \
@@ -79,7 +81,7 @@ class PredictionFiles:
 
     def _write_labels(self, name: str, label_map: np.ndarray) -> None:
         self.has_labels = True
-        path = self.folder / 'labels' / f'{name}.png'
+        path = self.folder / LABELS / f'{name}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         depth = np.uint8 if len(self.classes) <= 255 else np.uint16
         write_picture(path, label_map.astype(depth))

@@ -1,4 +1,5 @@
 """From a path, an address or a name in a model zoo to a local file."""
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -92,9 +93,25 @@ def _by_first_process(fetch: Callable[[], Path]) -> Path:
 
 
 def _downloaded(url: str) -> Path:
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    """The file of a web address, in torch's cache under the name that torch gives it.
+
+    Another address may end in the same name, such as `epoch_12.pth`. So each download leaves its
+    address beside it, `{path}.url`, and the file of a second address has a hash in its name.
+    """
+    name = Path(urlparse(url).path).name or 'download'
+    path = Path(torch.hub.get_dir(), 'checkpoints', name)
+    if path.is_file() and _record(path).is_file() and _record(path).read_text('utf-8') != url:
+        digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+        path = path.with_name(f'{path.stem}-{digest}{path.suffix}')
+    is_new = not path.is_file()
     download(url, path)
+    if is_new:
+        _record(path).write_text(url, 'utf-8')
     return path
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f'{path.name}.url')
 
 
 def _from_storage(address: str, stack: ExitStack) -> str:

@@ -65,8 +65,10 @@ def download_from_drive(file_id: str, path: Path) -> None:
             return
         print_log(f'Downloading {path.name} from Google Drive to {path}', logger='current')
         try:
-            gdown.download(id=file_id, output=str(path), quiet=not sys.stderr.isatty(),
-                           use_cookies=False, resume=True)
+            given = gdown.download(id=file_id, output=str(path), quiet=not sys.stderr.isatty(),
+                                   use_cookies=False, resume=True)
+            if given is None:  # how older versions fail
+                raise OSError('no file came')
         # gdown's own errors have changed from version to version.
         except Exception as error:
             reason = ' '.join(str(error).split()) or type(error).__name__

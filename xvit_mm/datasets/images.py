@@ -47,5 +47,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def _unreadable(path: str | Path) -> ValueError:
+    if Path(path).is_dir():
+        return ValueError(f'{path} is a folder, not an image file')
     return ValueError(
         f'{path} is damaged, or no image' if Path(path).is_file() else f'{path} is no file')

@@ -107,7 +107,6 @@ class _Resumable:
         set_random_state(self._state_before_validation)
         self._state_before_validation = None
 
-
     def run(self) -> nn.Module:
         """Train, and validate as often as asked."""
         try:

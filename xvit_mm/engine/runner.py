@@ -233,7 +233,7 @@ class Runner(MMEngineRunner):
         kept = {
             name: hook for name, hook in (default_hooks or {}).items()
             if (hook is not None or name in _MMENGINE_HOOKS)
-            and not (name in _OUR_HOOKS and isinstance(hook, dict) and hook['type'] in custom)
+            and not (isinstance(hook, dict) and _is_ours(hook['type']) and hook['type'] in custom)
             and not (name == 'visualization' and _is_idle(hook))
         }
         super().register_hooks(kept, custom_hooks)
@@ -290,8 +290,11 @@ class Runner(MMEngineRunner):
 # Names in default_hooks.
 _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler',
                    'checkpoint')
-_OUR_HOOKS = ('progress_bar', 'curves', 'pictures', 'channels_last')
 _CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', MMEngineCheckpointHook)
+
+
+def _is_ours(kind: Any) -> bool:
+    return str(kind).startswith('xvit_mm.')
 
 
 def _is_idle(hook: Hook | dict[str, Any] | None) -> bool:

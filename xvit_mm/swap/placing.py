@@ -94,5 +94,3 @@ def _describe_removed(old: dict[str, Any]) -> str:
     if old.get('frozen_stages', -1) >= 0:
         text += ' No stage is frozen; frozen_stages=n freezes the stem and n stages here.'
     return text
-
-

@@ -107,7 +107,7 @@ def _write(
     # Beside its final place, so that the path of the base holds.
     handle, name = tempfile.mkstemp('.py', f'{out.stem}_', out.parent)
     try:
-        with open(handle, 'w') as file:
+        with open(handle, 'w', encoding='utf-8') as file:
             file.write(text)
         os.chmod(name, 0o644)
         written = Config.fromfile(name)

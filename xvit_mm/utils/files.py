@@ -40,7 +40,7 @@ def replaced_whole(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replaced_whole(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding='utf-8')
 
 
 def remove_partial_files(folder: str | Path) -> None:

@@ -67,5 +67,7 @@ def _present_name(renamed: Path) -> str:
 
 def _no_such_config(name: str, folder: Path) -> str:
     shipped = [path.stem for path in list_configs(folder)]
-    close = get_close_matches(Path(name).stem, shipped, n=3) or shipped[:3]
-    return f'no config {name!r} in {folder}; closest: {", ".join(close) or "none is installed"}'
+    close = get_close_matches(Path(name).stem, shipped, n=3)
+    hint = f'closest: {", ".join(close)}' if close else (
+        f'none of the {len(shipped)} there has a similar name; docs/model_zoo.md lists them')
+    return f'no config {name!r} in {folder}; {hint}'

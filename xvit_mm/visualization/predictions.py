@@ -9,7 +9,8 @@ from xvit_mm.utils.prediction import Prediction
 from .frame import Color, add_captions, add_legend
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_MIN_SIDE = 320  # px; smaller pictures are enlarged, so that labels can be read
+_MIN_SIDE = 320  # px; smaller pictures are enlarged, so that labels can be read,
+_MAX_SIDE = 8192  # px; but no further than this, far below the 65535 of a JPEG
 _OPACITY = 0.5  # of the colour of a mask or a class
 
 
@@ -28,7 +29,8 @@ def draw_prediction(
     of the image above it. Small images are enlarged. Without the legend, whose height depends on
     the classes that are there, all frames of a video become pictures of one size.
     """
-    factor = max(1, -(-_MIN_SIDE // min(image.shape[:2])))
+    short, long = sorted(image.shape[:2])
+    factor = max(1, min(-(-_MIN_SIDE // short), _MAX_SIDE // long))
     picture = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     if prediction.label_map is not None:
         return _with_classes(picture, prediction.label_map, classes, palette, legend=legend)

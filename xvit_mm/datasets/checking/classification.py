@@ -12,7 +12,7 @@ from .common import (Split, check_num_classes, count_lines, shorten, load, parag
 from .drawing import enlarged, write_panels
 
 _WORDNET_ID = re.compile(r'n\d{8}')
-_MANY = 30  # classes; of more, only the extremes are shorten
+_MANY = 30  # classes; of more, only the extremes are listed
 
 
 def check(split: Split) -> Iterator[str]:

@@ -26,8 +26,10 @@ def use_coco_folder(cfg: Config, folder: Path) -> None:
     Raises:
         ConfigError: no annotation file or image, or the two splits do not fit.
     """
-    splits = {name: read_split(folder, name) for name in SPLITS}
-    classes = splits['train'].classes
+    train = read_split(folder, 'train')
+    # trainval.json is for training, although it has "val" in its name.
+    splits = {'train': train, 'val': read_split(folder, 'val', other_than=train.file)}
+    classes = train.classes
     if splits['val'].classes != classes:
         raise ConfigError(
             f'the categories of {splits["train"].file} and {splits["val"].file} differ: '
@@ -49,14 +51,14 @@ def use_coco_folder(cfg: Config, folder: Path) -> None:
     heads_get(cfg, len(classes))
 
 
-def read_split(folder: Path, name: str) -> Split:
-    """Find and read the annotations of a split.
+def read_split(folder: Path, name: str, *, other_than: Path | None = None) -> Split:
+    """Find and read the annotations of a split, in a file other than one that is taken already.
 
     Raises:
         ConfigError: there is not exactly one such file, it is not COCO's format, or its images are
             not there.
     """
-    file = annotation_file(folder, name)
+    file = annotation_file(folder, name, other_than=other_than)
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
         images, annotations = content['images'], content['annotations']
@@ -72,13 +74,13 @@ def read_split(folder: Path, name: str) -> Split:
     return Split(file, image_folder(folder, file, names[0], name), classes, has_masks)
 
 
-def annotation_file(folder: Path, name: str) -> Path:
+def annotation_file(folder: Path, name: str, *, other_than: Path | None = None) -> Path:
     """Find the annotation file of a split: `annotations/train.json`, `train/annotations.json`, ...
 
     Raises:
         ConfigError: none, or several.
     """
-    files = sorted({*folder.glob('*.json'), *folder.glob('*/*.json')})
+    files = sorted({*folder.glob('*.json'), *folder.glob('*/*.json')} - {other_than})
     for word in SPLITS[name]:
         found = [file for file in files if word in file.relative_to(folder).as_posix().lower()]
         found = [file for file in found if not any(
@@ -88,8 +90,9 @@ def annotation_file(folder: Path, name: str) -> Path:
         if found:
             raise ConfigError(f'{folder} has several annotation files for {name}: '
                               f'{", ".join(str(file.relative_to(folder)) for file in found)}')
-    raise ConfigError(f"{folder} has no annotation file for {name}: a .json in it or in a folder "
-                      f'of it, with one of {", ".join(SPLITS[name])} in its path')
+    besides = f' beside {other_than.relative_to(folder)}' if other_than else ''
+    raise ConfigError(f'{folder} has no annotation file for {name}{besides}: a .json in it or in a '
+                      f'folder of it, with one of {", ".join(SPLITS[name])} in its path')
 
 
 def image_folder(folder: Path, file: Path, image: str, name: str) -> Path:

@@ -10,6 +10,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from xvit_mm.registry import HOOKS
+from xvit_mm.utils.config import ConfigError
+
+_DENSE_PARTS = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head', 'decode_head')  # of mmdet, mmseg
 
 
 @HOOKS.register_module()
@@ -48,7 +51,17 @@ class MultiScaleHook(Hook):
         return self.sizes[random.integers(len(self.sizes))]
 
     def before_train(self, runner: Runner) -> None:
+        """Begin to resize.
+
+        Raises:
+            ConfigError: the model is no classifier; its boxes or label maps would stay as they are.
+        """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if found := [part for part in _DENSE_PARTS if hasattr(model, part)]:
+            raise ConfigError(
+                f'MultiScaleHook resizes images but neither boxes nor label maps, and '
+                f'{type(model).__name__} has a {found[0]}. It is for classifiers; here, take a '
+                'transform such as RandomResize in the pipeline')
         self._handle = model.data_preprocessor.register_forward_hook(self._resize)
 
     def before_train_iter(
