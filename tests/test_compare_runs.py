@@ -48,7 +48,7 @@ def test_folders_that_hold_no_run_or_come_twice_are_refused(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ConfigError, match='empty.* holds no training log'):
         read_runs([first, tmp_path / 'empty'])
-    with pytest.raises(ConfigError, match='gone.* is no folder'):
+    with pytest.raises(ConfigError, match='gone.* is not a folder'):
         read_runs([first, tmp_path / 'gone'])
     with pytest.raises(ConfigError, match='named twice'):
         read_runs([first, first])
@@ -70,7 +70,7 @@ def test_pictures_that_cannot_be_drawn_are_refused(tmp_path):
     runs = read_runs([run(tmp_path / 'run', {10: 3.}, {10: 0.5})])
     with pytest.raises(ConfigError, match="compared.txt': the name must end in .png"):
         draw_comparison(runs, tmp_path / 'compared.txt')
-    with pytest.raises(ConfigError, match=r'--metrics \[: no regular expression'):
+    with pytest.raises(ConfigError, match=r'--metrics \[: not a regular expression'):
         draw_comparison(runs, tmp_path / 'compared.png', ['['])
     (tmp_path / 'file').touch()
     with pytest.raises(FolderError, match='file.* is a file'):

@@ -52,7 +52,7 @@ ANNOTATIONS = {
     'no JSON': lambda file: file.write_text('no JSON'),
     'a part of it': lambda file: file.write_text(file.read_text()[:1000]),
     'empty': lambda file: file.write_text(''),
-    'bytes that are no text': lambda file: file.write_bytes(b'\xff\xfe\x00'),
+    'bytes that are not text': lambda file: file.write_bytes(b'\xff\xfe\x00'),
     'a list': lambda file: file.write_text('[]'),
     'no images': lambda file: drop(file, 'images'),
     'no annotations': lambda file: drop(file, 'annotations'),
@@ -114,11 +114,11 @@ def test_a_defect_of_a_transform_keeps_its_traceback(root):
         list(batches)
 
 
-# Losses that are no numbers.
+# Losses that are not finite.
 
 
 class Diverging(Noisy):
-    """The loss is no number in some iterations."""
+    """The loss is not finite in some iterations."""
 
     def __init__(self, bad, value=float('nan')):
         super().__init__()

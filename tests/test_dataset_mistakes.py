@@ -142,7 +142,7 @@ COCO_MISTAKES = [
     (draw_again('train2017/*1.jpg', lambda image: image[:99, :88]),
      '000000000001.jpg is 88 x 99, but the annotation file says'),
     (turn, r'000000000001.jpg is (\d+) x (\d+), but the annotation file says \2 x \1\.'),
-    (spoil('train2017/*1.jpg'), '000000000001.jpg is damaged, or no image. Remove or replace'),
+    (spoil('train2017/*1.jpg'), '000000000001.jpg is damaged, or not an image. Remove or replace'),
 ]
 MASK_MISTAKES = [
     (rewrite(TRAIN, each('annotations', segmentation=[])),
@@ -162,8 +162,8 @@ SEGMENTATION_MISTAKES = [
      'has the label 151; there are 150 classes, 1 to 150. Number the classes from 1'),
     (ADE, lambda root: [draw_again(f'annotations/training/*{i}.png', np.zeros_like)(root)
                         for i in (1, 2)], 'no pixel of the labels has a class'),
-    (ADE, spoil('images/training/*1.jpg'), '1.jpg is damaged, or no image. Remove or replace'),
-    (ADE, spoil('annotations/training/*1.png'), '1.png is damaged, or no image. Remove or replace'),
+    (ADE, spoil('images/training/*1.jpg'), '1.jpg is damaged, or not an image. Remove or replace'),
+    (ADE, spoil('annotations/training/*1.png'), '1.png is damaged, or not an image. Remove or replace'),
     (CITYSCAPES, rename('gtFine/*/*/*', 'labelTrainIds', 'labelIds'), '2 of 2 images have no label '
      'map; .*The download has labelIds only; .*CITYSCAPES_DATASET=.* csCreateTrainIdLabelImgs'),
     (STUFF, rename('annotations/*/*', '_labelTrainIds', ''),
@@ -177,12 +177,12 @@ SEGMENTATION_MISTAKES = [
 CLASSIFICATION_MISTAKES = [
     (IMAGENET, remove('train/n00000007'), 'train has 999 folders for 1000 classes: n00000000'),
     (IMAGENET, flatten, 'val: .*val has no folder for each class but 2 files. Sort the images'),
-    (IMAGENET, spoil('train/*/*.JPEG'), '_1.JPEG is damaged, or no image. Remove or replace'),
+    (IMAGENET, spoil('train/*/*.JPEG'), '_1.JPEG is damaged, or not an image. Remove or replace'),
     (CIFAR10, remove('cifar-10-batches-py'), "the folder of the batches '.*' does not exist"),
     (CIFAR10, remove('cifar-10-batches-py/data_batch_3'), 'CIFAR10 cannot read it: RuntimeError'),
     (CIFAR10, lambda root: [(root / 'train' / name).mkdir(parents=True) for name in 'ab'],
      'has no folder for the classes airplane, .*; it has a, b. Name the folders as the classes'),
-    (CIFAR10, damaged_class_folder, 'CIFAR10 cannot read it: .*/a.png is damaged, or no image'),
+    (CIFAR10, damaged_class_folder, 'CIFAR10 cannot read it: .*/a.png is damaged, or not an image'),
 ]
 
 

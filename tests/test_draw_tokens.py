@@ -169,8 +169,8 @@ def test_images_that_cannot_be_drawn_are_named_before_anything_is_written(images
     (tmp_path / 'text.png').write_text('no image')
     (tmp_path / 'sub').mkdir()
     same_name = images[0].rename(tmp_path / 'sub' / 'narrow.png')
-    for paths, message in [((images[1], tmp_path / 'text.png'), 'text.png is damaged, or no image'),
-                           ((images[1], tmp_path / 'gone.png'), 'gone.png is no file'),
+    for paths, message in [((images[1], tmp_path / 'text.png'), 'text.png is damaged, or not an image'),
+                           ((images[1], tmp_path / 'gone.png'), 'gone.png does not exist'),
                            ((images[1], same_name), 'several images are called narrow')]:
         with pytest.raises(ConfigError, match=message):
             write_token_pictures(cfg, 'unused.pth', paths, out)

@@ -228,7 +228,7 @@ def test_what_does_not_fit_a_segmentor_is_named(tmp_path):
     with pytest.raises(ConfigError, match='1.png is a colour image'):
         use_own_data(cfg, root, classes=['a', 'b', 'c'])
     (root / 'labels/val/1.png').write_bytes(b'no image')
-    with pytest.raises(ConfigError, match='1.png is damaged, or no image; remove or replace'):
+    with pytest.raises(ConfigError, match='1.png is damaged, or not an image; remove or replace'):
         use_own_data(cfg, root, classes=['a', 'b', 'c'])
     (root / 'labels/val/1.png').unlink()
     with pytest.raises(ConfigError, match='1.jpg has no label 1.png'):

@@ -185,7 +185,7 @@ def test_the_tool_skips_broken_images_and_says_so_at_the_end(images, weights, tm
     done = run_tool('predict', tmp_path / 'cfg.py', weights(cfg), images, '--out', tmp_path / 'out')
     assert done.returncode == 1
     assert '3 images predicted' in done.stdout
-    assert done.stderr.splitlines()[-1] == f'skipped: {images}/broken.jpg is damaged, or no image'
+    assert done.stderr.splitlines()[-1] == f'skipped: {images}/broken.jpg is damaged, or not an image'
     assert (tmp_path / 'out' / 'predictions.json').is_file()
 
 

@@ -130,5 +130,5 @@ def test_an_interruption_leaves_nothing_half_done(video, weights, tmp_path, monk
 def test_videos_that_are_broken_are_named(video, tmp_path):
     path = tmp_path / 'text.mp4'
     path.write_text('no video')
-    with pytest.raises(BrokenFile, match='text.mp4 cannot be opened: damaged, or no video'):
+    with pytest.raises(BrokenFile, match='text.mp4 cannot be opened: damaged, or not a video'):
         list(read_frames(find_sources([str(path)])[0]))

@@ -260,7 +260,7 @@ def test_command_line(
     with pytest.raises(SystemExit) as stop:
         run(config, '--backbone', 'VTResNet', '--out', out)
     assert stop.value.code == 1
+    assert capsys.readouterr().err == f"error: --out {str(out)!r} exists; --force overwrites it\n"
     with pytest.raises(SystemExit):
         run(config, '--backbone', 'VTResNet', '--out', tmp_path / 'x.py', '--backbone-options', 'cp')
     assert '--backbone-options cp: give NAME=VALUE' in capsys.readouterr().err
-    assert capsys.readouterr().err == f"error: --out {str(out)!r} exists; --force overwrites it\n"

@@ -24,22 +24,22 @@ _SECTIONS = (
 _INTRODUCTION = '''\
 # Model zoo
 
-Made by `python tools/make_zoo.py` from the configs and from `configs/results.yml`, the one place
-where results stand; do not edit.
+Made by `python tools/make_zoo.py` from the configs and from `configs/results.yml`, the only place
+where results are recorded; do not edit.
 
 {count} configs. All of them are built, trained for one iteration, validated and, where they have
 test-time augmentation, tested with it on generated data of their data set's layout
 (`tests/test_zoo.py`). Results are in percent. **Paper**: published by the authors of the model,
 not measured here. **Measured**: with this code, with the command below the table.
 
-A tool finds every config by its bare name. `configs/` holds the products, `configs/small/`
+A tool finds every config by its bare name. `configs/` holds the published settings, `configs/small/`
 experiments on small data sets, `configs/vt_paper/` the settings of a single paper, and
 `configs/renamed/` an alias, with a warning, for each name that has changed.
 
 Parameters and MACs (multiply-adds; papers call them FLOPs) are of the whole model for one image of
 the given height and width, counted by `xvit_mm.utils.complexity`: convolutions, linear layers and all
 products of matrices, those of attention included; norms, activations and resizing are not.
-Detectors with two stages count 1000 proposals, and masks for 100. `python tools/get_flops.py
+Two-stage detectors are counted with 1000 proposals, and masks for 100 of them. `python tools/get_flops.py
 CONFIG --shape HEIGHT WIDTH` counts any model by part.
 
 ## With mim
@@ -48,22 +48,22 @@ mim search xvit_mm --model crossformer --condition 'paper_box_ap>47'
 mim train  xvit_mm retinanet_crossformer_s_coco.py --data-root data/coco
 mim test   xvit_mm retinanet_crossformer_s_coco.py --checkpoint CHECKPOINT --data-root data/coco
 ```
-Published results are searched as `paper_...`, measured ones without it; `long_name` is the name as
-OpenMMLab spells them. OpenMMLab's mim (`openmim` 0.3.9) does all three with the installed package.
+Search for published results as `paper_...` and for measured ones without the prefix; `long_name` is
+the name as OpenMMLab spells it. OpenMMLab's mim (`openmim` 0.3.9) does all three with the installed package.
 It needs `pkg_resources`, which setuptools 82 removed, and its dependencies pin setuptools 60.2.
 OneDL's (`onedl-mim` 0.5.1) does all three with a checkout that is installed by `pip install -e .`
 and has no `build/` folder; with an installed wheel it takes `xvit_mm-*.dist-info` for the package
 and finds nothing. `mim download` fetches the weights whose address is direct, those of CrossViT.
 
 ## Weights
-What the authors of CrossFormer and CrossViT released goes by name; the column **weights** has it.
+The files that the authors of CrossFormer and CrossViT released have names, listed in the column **weights**.
 ```
 python tools/train.py retinanet_crossformer_s_coco --pretrained official   # its backbone's weights
 python tools/test.py  retinanet_crossformer_s_coco official                # the authors' detector
 ```
 `official` stands for the file that belongs to the config, `official://crossformer_s` for any file:
 on the command line, in `load_from`, in `init_cfg` and wherever mmengine loads a checkpoint.
-[Checkpoints](checkpoints.md#weights-by-name) tells where the files come from and where they are kept.
+[Checkpoints](checkpoints.md#weights-by-name) says where the files come from and where they are kept.
 
 ## Where the papers' costs differ
 Beyond the rounding of what is printed, parameters agree within 0.5 % and MACs within 3 %
@@ -73,8 +73,8 @@ Beyond the rounding of what is printed, parameters agree within 0.5 % and MACs w
   paper's. The authors' counter takes every map as their code pads it, to whole groups and
   intervals; here nothing is padded. Their 1x detectors cost 9.9 G more than their 3x detectors of
   the same model (paper: 301.0 and 291.1 G), which is what groups of 14 x 14 tokens and intervals of
-  16 and 8 cost in the first two stages, instead of 7 x 7 and of 8 and 4; the released configs, and
-  ours, have the latter, all but `fpn_crossformer_l_ade20k`. About 15 G for S and 31 G for B remain
+  16 and 8 cost in the first two stages, instead of 7 x 7 and of 8 and 4; all released configs, and
+  those here, have the latter, except `fpn_crossformer_l_ade20k`. About 15 G for S and 31 G for B remain
   unexplained. Cascade Mask R-CNN differs by as much as Mask R-CNN 3x with the same backbone, 20 G. CrossFormer's classifiers need no padding and agree; those of CrossFormer++ are
   padded in their first two stages.
 - **CrossFormer++-S**: the paper's RetinaNet row repeats the cost of CrossFormer-S, and its

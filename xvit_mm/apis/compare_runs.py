@@ -26,7 +26,7 @@ def read_runs(work_dirs: Sequence[str | Path]) -> dict[str, History]:
     histories = []
     for work_dir, path in zip(work_dirs, paths):
         if not path.is_dir():
-            raise ConfigError(f'{str(work_dir)!r} is no folder: give the work dirs of runs')
+            raise ConfigError(f'{str(work_dir)!r} is not a folder: give the work dirs of runs')
         history = read_history(path, None)
         if not history.losses and not history.metrics:
             raise ConfigError(
@@ -47,7 +47,7 @@ def draw_comparison(
         patterns: regular expressions of the metrics to draw; all, where none matches.
 
     Raises:
-        ConfigError: the path has another suffix, or a pattern is no regular expression.
+        ConfigError: the path has another suffix, or a pattern is not a regular expression.
         FolderError: its folder cannot be written.
     """
     path = Path(path)
@@ -112,7 +112,7 @@ def metric_names(runs: dict[str, History], patterns: Sequence[str]) -> list[str]
         chosen = [name for run in runs.values() for name in main_metrics(run.metrics, patterns)]
     except re.error as error:
         raise ConfigError(
-            f'--metrics {" ".join(patterns)}: no regular expression ({error})') from None
+            f'--metrics {" ".join(patterns)}: not a regular expression ({error})') from None
     return sorted(set(chosen))
 
 

@@ -108,7 +108,7 @@ def _open(source: Source) -> cv2.VideoCapture:
     address = int(source.path) if source.kind == 'webcam' else source.path
     capture = cv2.VideoCapture(address)
     if not capture.isOpened():
-        what = 'no such webcam' if source.kind == 'webcam' else 'damaged, or no video'
+        what = 'no such webcam' if source.kind == 'webcam' else 'damaged, or not a video'
         raise BrokenFile(f'{source.path} cannot be opened: {what}')
     return capture
 

@@ -14,7 +14,7 @@ def read_image(path: str | Path, **options: Any) -> np.ndarray:
     """`mmcv.imread` with these options: `[H, W, 3]`, or `[H, W]` for an index image.
 
     Raises:
-        ValueError: the file is not there, damaged, or no image.
+        ValueError: the file is not there, damaged, or not an image.
     """
     try:
         image = mmcv.imread(path, **options)
@@ -30,7 +30,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Return width and height as mmcv reads the image, from the file header where possible.
 
     Raises:
-        ValueError: the file is not there, damaged, or no image.
+        ValueError: the file is not there, damaged, or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -50,4 +50,4 @@ def _unreadable(path: str | Path) -> ValueError:
     if Path(path).is_dir():
         return ValueError(f'{path} is a folder, not an image file')
     return ValueError(
-        f'{path} is damaged, or no image' if Path(path).is_file() else f'{path} is no file')
+        f'{path} is damaged, or not an image' if Path(path).is_file() else f'{path} does not exist')

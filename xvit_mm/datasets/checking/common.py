@@ -78,7 +78,7 @@ def read(split: Split, path: str | Path, **options: Any) -> np.ndarray:
     """Read an image like `read_image`, reporting the split.
 
     Raises:
-        ConfigError: the file is damaged, or no image.
+        ConfigError: the file is damaged, or not an image.
     """
     try:
         return read_image(path, **options)

@@ -1,4 +1,4 @@
-"""A training whose loss is no number any more is stopped, and the images are named."""
+"""Stop a training whose loss has become NaN or infinite, and name the images."""
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any

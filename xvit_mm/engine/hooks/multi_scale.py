@@ -54,7 +54,7 @@ class MultiScaleHook(Hook):
         """Begin to resize.
 
         Raises:
-            ConfigError: the model is no classifier; its boxes or label maps would stay as they are.
+            ConfigError: the model is not a classifier; its boxes or label maps would stay as they are.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if found := [part for part in _DENSE_PARTS if hasattr(model, part)]:
