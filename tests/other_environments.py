@@ -1,10 +1,4 @@
-"""Environments that differ from the running one, made of links to it in a second.
-
-    python tests/other_environments.py FOLDER [--without NAME ...] [--without-ops] [--pip REQ ...]
-
-makes one by hand, to see what the doctor says about it.
-"""
-import argparse
+"""Environments that differ from the running one, made of links to it in a second."""
 import re
 import subprocess
 import sys
@@ -18,28 +12,16 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Import name -> start of the distributions that bring it.
-PACKAGES = {
-    'mmdet': ('mmdet', 'onedl_mmdetection'),
-    'mmseg': ('mmsegmentation', 'onedl_mmsegmentation'),
-    'mmpretrain': ('mmpretrain', 'onedl_mmpretrain'),
-    'mmcv': ('mmcv', 'onedl_mmcv'),
-    'torchvision': ('torchvision',),
-    'timm': ('timm',),
-    'xvit_mm': ('xvit_mm', '__editable__'),
-}
-
 
 def make_environment(
-    folder: Path, without: Collection[str] = ('xvit_mm',), *, ops: bool = True,
-    only: Collection[str] = (), install: Collection[str] = (),
-    package: Path | None = ROOT / 'xvit_mm',
+    folder: Path, *, only: Collection[str] = (), without: Collection[str] = (), ops: bool = True,
+    install: Collection[str] = (), package: Path = ROOT / 'xvit_mm',
 ) -> str:
     """Make a virtual environment with links to the packages of the running one; return its Python.
 
     Args:
-        without: packages that it lacks.
         only: import names of the packages that it has, with all that these require; all by default.
+        without: import names of packages that it lacks.
         ops: False leaves mmcv without its compiled part; upstream's is then called mmcv-lite.
         install: requirements that pip puts in the place of what is there; needs an index.
         package: the copy of xvit_mm that it uses.
@@ -47,27 +29,16 @@ def make_environment(
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder], check=True)
     here = Path(sysconfig.get_path('purelib'))
     site = folder / here.relative_to(sys.prefix)
-    hidden = {'xvit_mm', 'pip', *without}  # pip would remove the files that the links lead to
-    wanted = entries_of(only) if only else {path.name for path in here.iterdir()}
-    for path in map(here.joinpath, wanted):
-        starts = [start for name in hidden for start in (name, *PACKAGES.get(name, ()))]
-        if not any(re.match(rf'{start}([-.]|$)|__editable__.*{start}', path.name)
-                   for start in starts):
-            (site / path.name).symlink_to(path)
+    # pip would remove the files that the links lead to.
+    hidden = re.compile(rf'({"|".join(["xvit_mm", "pip", *without])})([-.]|$)|__editable__.*xvit_mm')
+    for name in entries_of(only) if only else {path.name for path in here.iterdir()}:
+        if not hidden.match(name):
+            (site / name).symlink_to(here / name)
+    (site / 'xvit_mm').symlink_to(package)
     if not ops:
-        _drop_ops(site)
-    if package:
-        (site / 'xvit_mm').symlink_to(package)
+        drop_ops(site)
     if install:
-        subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--upgrade',
-                        '--target', site.parent / 'other', *install], check=True)
-        new = list((site.parent / 'other').iterdir())
-        for path in new:
-            for old in site.glob(f'{path.name.partition("-")[0]}-*.dist-info'):
-                old.unlink()
-            (site / path.name).unlink(missing_ok=True)
-        for path in new:
-            (site / path.name).symlink_to(path)
+        replace(site, install)
     return str(folder / 'bin' / 'python')
 
 
@@ -90,7 +61,8 @@ def entries_of(names: Collection[str]) -> set[str]:
     return entries
 
 
-def _drop_ops(site: Path) -> None:
+def drop_ops(site: Path) -> None:
+    """Take the compiled part from mmcv."""
     real = (site / 'mmcv').resolve()
     (site / 'mmcv').unlink()
     (site / 'mmcv').mkdir()
@@ -98,23 +70,19 @@ def _drop_ops(site: Path) -> None:
         if not path.name.startswith('_ext'):
             (site / 'mmcv' / path.name).symlink_to(path)
     for info in site.glob('mmcv-*.dist-info'):  # OneDL has no distribution of the kind
-        metadata = (info / 'METADATA').read_text()
+        text = (info / 'METADATA').read_text()
         info.unlink()
-        lite = site / f'mmcv_lite-{info.stem.partition("-")[2]}.dist-info'
+        lite = site / info.name.replace('mmcv', 'mmcv_lite')
         lite.mkdir()
-        (lite / 'METADATA').write_text(
-            re.sub(r'^Name: .*$', 'Name: mmcv-lite', metadata, flags=re.MULTILINE))
+        (lite / 'METADATA').write_text(text.replace('Name: mmcv\n', 'Name: mmcv-lite\n'))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('folder', type=Path)
-    parser.add_argument('--without', nargs='*', default=[], metavar='NAME')
-    parser.add_argument('--without-ops', action='store_true')
-    parser.add_argument('--pip', nargs='*', default=[], metavar='REQUIREMENT')
-    args = parser.parse_args()
-    print(make_environment(args.folder, args.without, ops=not args.without_ops, install=args.pip))
-
-
-if __name__ == '__main__':
-    main()
+def replace(site: Path, requirements: Collection[str]) -> None:
+    """Put other versions of packages in the place of the links to them."""
+    other = site.parent / 'other'
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', other,
+                    *requirements], check=True)
+    for path in sorted(other.iterdir()):  # a package comes before its dist-info
+        for old in (site / path.name, *site.glob(f'{path.name.partition("-")[0]}-*.dist-info')):
+            old.unlink(missing_ok=True)
+        (site / path.name).symlink_to(path)

@@ -15,11 +15,12 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bootstrap import remedies, stacks
+from bootstrap import remedies
 from bootstrap.facts import Facts, gather
+from bootstrap.stacks import STACKS, families
 
 NEEDED = ('torch', 'torch.from_numpy', 'einops', 'cv2', 'mmengine', 'mmengine.is_installed', 'mmcv',
-          'mmcv._ext', 'mmcv.ops', 'xvit_mm')
+          'mmcv.ops', 'xvit_mm')
 OPTIONAL = ('torchvision', 'mmdet', 'mmseg', 'mmpretrain', 'faster_coco_eval')
 
 
@@ -40,12 +41,12 @@ class Finding(NamedTuple):
 
 def judge_python(facts: Facts) -> list[Finding]:
     """Judge the interpreter's version, and a PYTHONPATH that may hide the environment's packages."""
-    stack = facts.stack or stacks.STACKS['onedl']
-    version = '.'.join(map(str, facts.version))
-    found = [Finding('ok', 'Python', f'{version} at {facts.python}')]
-    if version.rpartition('.')[0] not in stack.pythons:
-        found = [Finding('broken', 'Python', f'{version} at {facts.python}: the {stack.name} stack '
-                         'does not exist for it', f'use Python {" or ".join(stack.pythons)}')]
+    stack = facts.stack or STACKS['onedl']
+    text = f'{".".join(map(str, facts.version))} at {facts.python}'
+    found = [Finding('ok', 'Python', text)]
+    if '{}.{}'.format(*facts.version) not in stack.pythons:
+        text += f': the {stack.name} stack does not exist for it'
+        found = [Finding('broken', 'Python', text, f'use Python {" or ".join(stack.pythons)}')]
     if os.environ.get('PYTHONPATH'):
         text = os.environ['PYTHONPATH'] + " comes before the environment's own packages"
         found.append(Finding('note', 'PYTHONPATH', text, 'unset PYTHONPATH'))
@@ -54,84 +55,74 @@ def judge_python(facts: Facts) -> list[Finding]:
 
 def judge_family(facts: Facts) -> list[Finding]:
     """Judge the OpenMMLab packages: exactly one family, best in the tested versions."""
-    names, stack = stacks.families(facts.distributions), facts.stack
+    names, stack = families(facts.distributions), facts.stack
     if stack is None:
         text = 'no OpenMMLab packages: neither of the OneDL nor of the upstream family'
         if names:
             text = ('both families of the OpenMMLab stack are installed and overwrite each other: '
                     f'OneDL ({", ".join(names["onedl"])}), upstream ({", ".join(names["upstream"])})')
-        return [Finding('broken', 'family', text, remedies.separate_families(facts))]
-    versions = {name: version.partition('+')[0] for name, version in facts.distributions.items()}
-    listed = ', '.join(f'{name} {versions[name]}' for name in names[facts.family])
-    found = [Finding('ok', 'family', f'{stacks.STACKS[facts.family].name}: {listed}')]
-    tested = stack.pins
-    other = [name for name in (*sorted(stack.packages.values()), 'torch', 'torchvision', 'numpy',
-                               'opencv-python') if versions.get(name, tested[name]) != tested[name]]
-    if other:
-        text = ', '.join(f'{name} {versions[name]} (tested: {tested[name]})' for name in other)
-        command = '{pip} install --no-deps --no-build-isolation --no-cache-dir ' + ' '.join(
-            map(stack.pinned, other))
-        found.append(Finding('note', 'versions', text, remedies.fill_in(command, facts)))
-    return found
+        return [Finding('broken', 'family', text, remedies.choose_family(facts))]
+    listed, other = [], []
+    for name in (*sorted(stack.packages.values()), 'torch', 'torchvision', 'numpy', 'opencv-python'):
+        version, tested = facts.distributions.get(name, '').partition('+')[0], stack.pins[name]
+        if version not in ('', tested):
+            other.append(name)
+            version += f' (tested: {tested})'
+        listed += [f'{name} {version}'] * bool(version)
+    command = '{pip} install --no-deps --no-build-isolation --no-cache-dir '
+    remedy = remedies.fill_in(command + ' '.join(stack.pinned(*other)), facts) if other else ''
+    text = f'{STACKS[stack.family].name}: {", ".join(listed)}'
+    return [Finding('note' if other else 'ok', 'family', text, remedy)]
 
 
-def judge_mmcv_lite(facts: Facts) -> list[Finding]:
-    """Judge mmcv-lite, which has no compiled ops, alone or beside mmcv."""
-    if 'mmcv-lite' not in facts.distributions:
-        return []
-    broken = facts.detail('mmcv._ext', 'error') is not None
-    text, remedy = 'is enough for backbones, necks and heads', ''
+def judge_mmcv_lite(facts: Facts) -> Finding:
+    """Judge the ops where mmcv-lite is installed, which has none, alone or beside mmcv."""
+    if not {'mmcv', 'mmdet', 'mmsegmentation'} & set(facts.distributions):
+        return Finding('note', 'mmcv.ops', 'mmcv-lite is enough for backbones, necks and heads')
+    text = 'mmcv-lite has no compiled ops: detectors need nms and RoIAlign'
     if 'mmcv' in facts.distributions:
-        text = 'installed beside mmcv, whose files it shares: to remove one damages the other'
-        remedy = '{mmcv}'
-    elif {'mmdet', 'mmsegmentation'} & set(facts.distributions):
-        text, remedy = 'has no compiled ops: detectors need nms and RoIAlign', '{mmcv}'
-    level = 'broken' if broken and remedy else 'note'
-    return [Finding(level, 'mmcv-lite', text, remedies.fill_in(remedy, facts))]
+        text = 'mmcv-lite is beside mmcv, whose files it shares: to remove one damages the other'
+    level = 'broken' if 'error' in facts.modules['mmcv.ops'] else 'note'
+    return Finding(level, 'mmcv.ops', text, remedies.fill_in('{mmcv}', facts))
 
 
 def judge_module(module: str, facts: Facts) -> list[Finding]:
     """Judge whether a module imports; what follows from something reported before is left out."""
-    record = facts.modules[module]
-    error = record.get('error')
-    if error is None:
-        text = f'{record.get("version", "")} {record.get("path", "")}'.strip()
-        return [Finding('ok', module, text)]
-    whole = 'mmcv._ext' if module == 'mmcv.ops' else module.split('.')[0]
-    if whole != module and facts.detail(whole, 'error'):
+    record, package = facts.modules[module], module.partition('.')[0]
+    if package != module and 'error' in facts.modules[package]:
         return []
-    if module == 'mmcv._ext' and 'mmcv-lite' in facts.distributions:
-        return []
-    missing = re.search(r"No module named '([\w.]+)'", error)
-    name = missing.group(1) if missing else ''
-    if name == module.split('.')[0]:
-        level = 'broken' if module in NEEDED or facts.project_stack else 'note'
-        command = remedies.template_of(module, facts)
-        return [Finding(level, module, 'not installed', remedies.fill_in(command, facts))]
+    if module == 'mmcv.ops' and 'mmcv-lite' in facts.distributions:
+        return [judge_mmcv_lite(facts)]
+    if 'error' not in record:
+        text = f'{record.get("version", "")} {record.get("path", "")}'
+        return [Finding('ok', module, text.strip())]
+    error = record['error']
     cause = next(one for one, other in facts.modules.items() if other.get('error') == error)
+    missing = re.search(r"No module named '(\w+)", error)
+    command = remedies.install_module(missing.group(1) if missing else module, facts)
+    if error.endswith(f"No module named '{package}'"):
+        level = 'broken' if module in NEEDED or facts.project_stack else 'note'
+        return [Finding(level, module, 'not installed', remedies.fill_in(command, facts))]
     if cause != module:
         return [Finding('broken', module, f'needs {cause}, see there')]
-    short = ' '.join(error.split())[:300]
-    known = remedies.explain(module, error)
-    if module == 'xvit_mm' and record.get('own') and not missing and known is None:
-        text = f'this package itself fails, in {record["own"]} ({short})'
-        return [Finding('broken', module, text, remedies.restore_package(facts))]
-    meaning, command = known or (
-        'does not import', remedies.template_of(name.split('.')[0] or module, facts))
-    return [Finding('broken', module, f'{meaning} ({short})', remedies.fill_in(command, facts))]
+    place = f' in {record["own"]}' if 'own' in record else ''
+    meaning, command = remedies.explain_import(module, error + place) or ('does not import', command)
+    text = f'{meaning} ({" ".join(error.split())[:300]}{place})'
+    return [Finding('broken', module, text, remedies.fill_in(command, facts))]
 
 
 def judge_gpu(facts: Facts) -> list[Finding]:
     """Say which GPU is used; a driver without a GPU that torch sees is worth a note."""
-    gpu, cuda = facts.detail('torch', 'gpu'), facts.detail('torch', 'cuda')
-    if facts.detail('torch', 'version') is None:
+    torch = facts.modules['torch']
+    gpu, cuda = torch.get('gpu'), torch.get('cuda')
+    if 'error' in torch:
         return []
     if gpu is None and shutil.which('nvidia-smi'):
         return [Finding('note', 'GPU', f'a driver is installed, but torch (CUDA {cuda}) sees none',
                         'nvidia-smi   (a lower CUDA version there: update the driver; None above: '
                         'reinstall torch and torchvision for CUDA as https://pytorch.org says)')]
-    return [Finding('ok', 'GPU', f'{gpu}, torch built for CUDA {cuda}' if gpu else
-                    'none: training runs on the CPU')]
+    text = f'{gpu}, torch built for CUDA {cuda}' if gpu else 'none: training runs on the CPU'
+    return [Finding('ok', 'GPU', text)]
 
 
 def examine(python: str, env: dict[str, str] | None = None) -> list[Finding]:
@@ -141,7 +132,7 @@ def examine(python: str, env: dict[str, str] | None = None) -> list[Finding]:
         RuntimeError: the interpreter itself does not run.
     """
     facts = gather(python, [*NEEDED, *OPTIONAL], env)
-    findings = judge_python(facts) + judge_family(facts) + judge_mmcv_lite(facts)
+    findings = judge_python(facts) + judge_family(facts)
     for module in facts.modules:
         findings += judge_module(module, facts)
     return findings + judge_gpu(facts)
@@ -160,7 +151,7 @@ def choose_python(given: str | None) -> str:
     if given:
         return shutil.which(given) or given
     in_environment = sys.prefix != sys.base_prefix or 'CONDA_PREFIX' in os.environ
-    own = [stack.python for stack in stacks.STACKS.values() if stack.python.exists()]
+    own = [stack.python for stack in STACKS.values() if stack.python.exists()]
     return str(own[0]) if own and not in_environment else sys.executable
 
 

@@ -20,14 +20,13 @@ import time
 from collections.abc import Callable
 
 import doctor
-from bootstrap import install, stacks
-from bootstrap.install import Setup, SetupError
-from bootstrap.stacks import STACKS, Stack
+from bootstrap import install
+from bootstrap.install import SetupError
+from bootstrap.stacks import ROOT, STACKS, Stack
 
 
-def examine(setup: Setup) -> str:
+def examine(stack: Stack) -> str:
     """Run the doctor on the new environment; what it finds broken ends the set-up."""
-    stack = setup.stack
     findings = doctor.examine(str(stack.python), stack.variables())
     broken = [f'{one.subject}: {one.text}' for one in findings if one.level == 'broken']
     if broken:
@@ -38,28 +37,38 @@ def examine(setup: Setup) -> str:
     return 'all packages work'
 
 
-def run_steps(setup: Setup, python: str) -> None:
+def run_steps(stack: Stack, python: str) -> None:
     """Run all steps, saying what each does and how long it took."""
-    build = f'{max(2, 14 // install.jobs())} min'
-    steps: tuple[tuple[str, Callable[[Setup], str]], ...] = (
-        ('virtual environment', lambda setup: install.make_venv(setup, python)),
-        ('torch and torchvision, 2 to 3 GB to download: 2 to 10 min', install.install_torch),
-        (f'mmcv: 30 s with a wheel, else compiled: about {build}', install.install_mmcv),
-        ('mmengine, mmdet, mmseg, mmpretrain, test tools: 1 to 3 min', install.install_rest),
-        ('import everything once: 30 s', examine),
-    )
-    shutil.rmtree(setup.scratch, ignore_errors=True)
-    setup.scratch.mkdir()
-    setup.log.unlink(missing_ok=True)
+    steps: dict[str, Callable[[Stack], str]] = {
+        'virtual environment': lambda stack: install.make_venv(stack, python),
+        'torch and torchvision, 2 to 3 GB to download: 2 to 10 min': install.install_torch,
+        'mmcv: 30 s with a wheel, else compiled: about '
+        f'{max(2, 14 // install.count_jobs())} min': install.install_mmcv,
+        'mmengine, mmdet, mmseg, mmpretrain, test tools: 1 to 3 min': install.install_rest,
+        'import everything once: 30 s': examine,
+    }
+    for number, (title, step) in enumerate(steps.items(), 1):
+        print(f'[{number}/{len(steps)}] {title}', flush=True)
+        start = time.monotonic()
+        remark = step(stack)
+        print(f'      done in {time.monotonic() - start:.0f} s' + f' ({remark})' * bool(remark),
+              flush=True)
+
+
+def set_up(stack: Stack, python: str) -> None:
+    """Run all steps in a fresh folder for temporary files; the stamp is written last."""
+    print(f'Setting up {stack.folder} for the {stack.name} stack. The first time takes 5 to 20 min, '
+          'mostly downloads.', flush=True)
+    for file in (stack.stamp, stack.log):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(stack.scratch, ignore_errors=True)
+    stack.scratch.mkdir()
     try:
-        for number, (title, action) in enumerate(steps, 1):
-            print(f'[{number}/{len(steps)}] {title}', flush=True)
-            start = time.monotonic()
-            remark = action(setup)
-            print(f'      done in {time.monotonic() - start:.0f} s' + f' ({remark})' * bool(remark),
-                  flush=True)
+        run_steps(stack, python)
     finally:
-        shutil.rmtree(setup.scratch, ignore_errors=True)
+        shutil.rmtree(stack.scratch, ignore_errors=True)
+    stack.stamp.write_text(stack.fingerprint())
+    print('Environment ready.\n', flush=True)
 
 
 def ensure(key: str = 'onedl', *, repair: bool = False, python: str | None = None) -> Stack:
@@ -81,16 +90,10 @@ def ensure(key: str = 'onedl', *, repair: bool = False, python: str | None = Non
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f'Another set-up is at work in {stack.folder}: waiting for it to end.',
-                  flush=True)
+            print(f'Another set-up is at work in {stack.folder}: waiting for it to end.', flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         if repair or not stack.is_ready():
-            print(f'Setting up {stack.folder} for the {stack.name} stack. The first time takes 5 to '
-                  '20 min, mostly downloads.', flush=True)
-            stack.stamp.unlink(missing_ok=True)
-            run_steps(Setup(stack), python)
-            stack.stamp.write_text(stack.fingerprint())
-            print('Environment ready.\n', flush=True)
+            set_up(stack, python)
     return stack
 
 
@@ -101,12 +104,10 @@ def guarded(action: Callable[[], int]) -> int:
             signal.signal(number, signal.default_int_handler)
     try:
         return action()
-    except SetupError as error:
-        print(f'\nerror: {error}', file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f'\nerror: {error}. Check the disk and the rights on {stacks.ROOT}, then run the '
-              'same command again.', file=sys.stderr)
+    except (SetupError, OSError) as error:
+        hint = (f'. Check the disk and the rights on {ROOT}, then run the same command again.'
+                if isinstance(error, OSError) else '')
+        print(f'\nerror: {error}{hint}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('\nInterrupted. The same command continues from here.', file=sys.stderr)

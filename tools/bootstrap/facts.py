@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bootstrap import stacks
+from bootstrap.stacks import STACKS, Stack, families, normal
 
 
 class Facts(NamedTuple):
@@ -16,28 +16,18 @@ class Facts(NamedTuple):
     distributions: dict[str, str]
     modules: dict[str, dict[str, Any]]
 
-    def detail(self, module: str, name: str) -> Any:
-        """Return one fact of a module, None if it did not import."""
-        return self.modules.get(module, {}).get(name)
-
     @property
-    def family(self) -> str:
-        """Key of the family that is installed, 'both' or 'none'."""
-        present = stacks.families(self.distributions)
-        return 'both' if len(present) == 2 else next(iter(present), 'none')
-
-    @property
-    def stack(self) -> stacks.Stack | None:
-        """The tested stack of this family and version of mmcv, else the family's first."""
-        same = [one for one in stacks.STACKS.values() if one.family == self.family]
+    def stack(self) -> Stack | None:
+        """The stack of the one family here, best with the same mmcv; None with both or without."""
+        same = [one for one in STACKS.values() if [one.family] == [*families(self.distributions)]]
         here = [one for one in same if one.pins[one.mmcv] == self.distributions.get(one.mmcv)]
         return next(iter(here + same), None)
 
     @property
-    def project_stack(self) -> stacks.Stack | None:
+    def project_stack(self) -> Stack | None:
         """The stack whose environment, made by environment.py, this is."""
         folder = Path(self.python).absolute().parent
-        return next((one for one in stacks.STACKS.values() if one.python.parent == folder), None)
+        return next((one for one in STACKS.values() if one.python.parent == folder), None)
 
 
 def gather(python: str, names: Sequence[str], env: dict[str, str] | None = None) -> Facts:
@@ -47,8 +37,8 @@ def gather(python: str, names: Sequence[str], env: dict[str, str] | None = None)
         RuntimeError: the interpreter itself does not run.
     """
     probe = str(Path(__file__).with_name('probe.py'))
-    head, records = None, []
-    while head is None or len(records) < len(names):
+    records: list[dict[str, Any]] = []
+    while len(records) < len(names):
         try:
             done = subprocess.run([python, probe, *names[len(records):]], env=env, text=True,
                                   capture_output=True, timeout=600)
@@ -62,5 +52,5 @@ def gather(python: str, names: Sequence[str], env: dict[str, str] | None = None)
         records += new
         if len(records) < len(names):
             records.append({'error': 'Python crashed: ' + ending})
-    distributions = {stacks.normal(name): one for name, one in head['distributions'].items()}
+    distributions = {normal(name): version for name, version in head['distributions'].items()}
     return Facts(python, tuple(head['python']), distributions, dict(zip(names, records)))

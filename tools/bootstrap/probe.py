@@ -3,10 +3,11 @@
 One line of JSON for the interpreter, then one per module as soon as it is known: a module may kill
 the process.
 """
-import importlib
 import importlib.util
 import json
 import os
+import re
+import subprocess
 import sys
 import traceback
 
@@ -27,7 +28,8 @@ def examine(name):
              'path': getattr(module, '__file__', None) or ''}
     if name == 'torch':
         facts['cuda'] = module.version.cuda
-        facts['gpu'] = module.cuda.get_device_name(0) if module.cuda.is_available() else None
+        if module.cuda.is_available():
+            facts.update(gpu=module.cuda.get_device_name(0), nvcc=nvcc_version())
     elif name in ('torchvision', 'mmcv.ops'):  # both may import although their ops do not work
         import torch
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -38,15 +40,24 @@ def examine(name):
     return facts
 
 
+def nvcc_version():
+    """Return the version of the CUDA compiler that torch would build with, '' without one."""
+    try:
+        from torch.utils.cpp_extension import CUDA_HOME
+        output = subprocess.check_output([os.path.join(CUDA_HOME or '', 'bin', 'nvcc'), '--version'])
+    except (ImportError, OSError, subprocess.CalledProcessError):  # setuptools or nvcc is missing
+        return ''
+    return re.search(r'release ([\d.]+)', output.decode()).group(1)
+
+
 def describe_error(name, error):
     """Return the message, and the last line of the module's own package that the error passed."""
     record = {'error': '{}: {}'.format(type(error).__name__, error)}
     spec = importlib.util.find_spec(name) if '.' not in name else None
-    if spec is not None and spec.origin:
-        folder = os.path.dirname(spec.origin)
-        for frame in traceback.extract_tb(error.__traceback__):
-            if frame[0].startswith(folder):
-                record['own'] = '{}:{}'.format(frame[0], frame[1])
+    folder = os.path.dirname(spec.origin or '') if spec else ''
+    for frame in traceback.extract_tb(error.__traceback__):
+        if folder and frame[0].startswith(folder):
+            record['own'] = '{}:{}'.format(frame[0], frame[1])
     return record
 
 

@@ -1,11 +1,15 @@
-"""Failures with a known remedy, and the commands that repair an environment."""
+"""Known failures of imports and of pip, what they mean, and what repairs them."""
+import os
 import re
+import shutil
 
-from bootstrap import stacks
 from bootstrap.facts import Facts
+from bootstrap.stacks import ROOT, STACKS, UPSTREAM, families
 
-# Part of `module: error` -> what it means, and a command ({pip}, {mmcv}, ... are filled in).
-FAILURES = {
+DISK_GB = 12
+
+# Part of `module: error` -> what it means, and the remedy: see `fill_in`.
+IMPORT_FAILURES = {
     r'lib(GL|gthread|glib)[\w.-]*: cannot open': (
         'opencv-python needs system libraries (libGL.so.1) that are not installed',
         'sudo apt-get install -y libgl1 libglib2.0-0\n'
@@ -25,109 +29,121 @@ FAILURES = {
     r"No module named 'pkg_resources'": (
         'setuptools 82 and later have no pkg_resources', '{pip} install "setuptools>=80,<82"'),
     r'Numpy is not available': (
-        'this torch was built for numpy 1 and cannot use numpy 2', '{pip} install {numpy} {cv2}'),
+        'this torch was built for numpy 1 and cannot use numpy 2', '{pip} install {numpy_opencv}'),
     r'^cv2: .*(_ARRAY_API|multiarray|NumPy 1|numpy\.core)': (
-        'opencv was built for another numpy', '{pip} install {numpy} {cv2}'),
+        'opencv was built for another numpy', '{pip} install {numpy_opencv}'),
     r'_ARRAY_API not found|multiarray failed to import|compiled using NumPy 1': (
         'a compiled package was built for numpy 1, and numpy 2 is installed',
-        '{pip} install {numpy}'),
+        '{pip} install "numpy<2"'),
     r'MMCV==\S+ is used but incompatible': (
         'mmdet and mmseg of the upstream family want mmcv >=2.0.0,<2.2.0',
-        '{older_mmcv}\nor, to keep it, see "Newest of upstream" in docs/stacks.md'),
+        'see "Newest of upstream" in docs/stacks.md, or make the environment that has it done: '
+        '{environment}'),
+    r"^xvit_mm: (?!.*No module named '(?!xvit_mm)).* in \S+:\d+$": (
+        'this package itself fails',
+        f'git -C {ROOT} status --short xvit_mm   (lists changed and lost files; `git restore xvit_mm` '
+        'brings them back)\nor, where nothing is changed, the tested versions: {pip} install {tested}'),
+}
+# Part of pip's output -> what it means and what to do.
+PIP_FAILURES = {
+    r'No space left on device': f'the disk is full: about {DISK_GB} GB are needed in this folder, '
+    'and pip keeps downloads in ~/.cache/pip',
+    r'Python\.h: No such file': 'Python.h is missing: sudo apt-get install -y python3-dev',
+    r'Killed signal|[Oo]ut of memory|[Cc]annot allocate memory': 'the compiler ran out of memory: '
+    'put MAX_JOBS=1 before the command',
+    r'connection broken by|Max retries exceeded|Connection (?:refused|reset)|Read timed out|'
+    r'(?:NewConnection|NameResolution|Proxy|Timeout|SSL)Error|Temporary failure in name': 'the '
+    'package index cannot be reached: check the network, the proxy (HTTPS_PROXY), the certificates '
+    '(PIP_CERT) and the index (`pip config list`, PIP_INDEX_URL)',
+    r'(?:No matching distribution found for|requested \(constraint\)) [^\s(]+': 'the package index '
+    'was reached, but lacks a package for this Python and platform: check that `pip config list` '
+    'and PIP_INDEX_URL name a complete index and that PIP_CONSTRAINT is not set',
 }
 
 
-def explain(module: str, error: str) -> tuple[str, str] | None:
+def explain_import(module: str, error: str) -> tuple[str, str] | None:
     """Return meaning and remedy template of a known import failure, None if it is not known."""
-    return next((known for pattern, known in FAILURES.items()
+    return next((known for pattern, known in IMPORT_FAILURES.items()
                  if re.search(pattern, f'{module}: {error}', re.DOTALL)), None)
 
 
-def template_of(module: str, facts: Facts) -> str:
-    """Return the template of the command that installs a missing module."""
-    given = {'torchvision': '{torchvision}', 'xvit_mm': f'--no-deps -e {stacks.ROOT}',
-             'cv2': '{cv2}', 'faster_coco_eval': 'faster-coco-eval'}
-    if facts.stack:
-        given.update(facts.stack.packages)
-    elif module in stacks.UPSTREAM:
-        return ''  # the finding on the family has the command
-    return '{mmcv}' if module == 'mmcv' else '{pip} install ' + given.get(module, module)
+def explain_pip(output: str) -> str:
+    """Return what the output of a failed pip means."""
+    if 'Building wheel' in output and not has_compiler():
+        return ('there is no C++ compiler ($CXX or c++) for a package without a wheel that fits: '
+                'sudo apt-get install -y g++ python3-dev')
+    return next((text for pattern, text in PIP_FAILURES.items() if re.search(pattern, output)),
+                'its message is above')
+
+
+def has_compiler() -> bool:
+    """Whether there is the C++ compiler that a build would use."""
+    return shutil.which((os.environ.get('CXX') or 'c++').split(' ')[0]) is not None
 
 
 def fill_in(template: str, facts: Facts) -> str:
-    """Return the command of a template; in the project's own environment one command repairs all."""
+    """Return the remedy of a template; in the project's own environment one command repairs all."""
+    stack = facts.stack or STACKS['onedl']
     if facts.project_stack:
         return re.sub(r'\{.*', facts.project_stack.command + ' --repair', template)
     found = facts.distributions
     torch, _, flavour = found.get('torch', '').partition('+')
-    minor = int(torch.split('.')[1]) if torch.startswith('2.') else None
+    minor = int(torch.split('.')[1]) if torch.startswith('2.') else 99
     torchvision = 'torchvision'
-    if minor is not None:  # the minor versions of the two run in step
+    if minor < 99:  # the minor versions of the two run in step
         index = f' --index-url https://download.pytorch.org/whl/{flavour}' if flavour else ''
         torchvision = f'"torchvision==0.{minor + 15}.*"{index}'
-    numpy, cv2 = '"numpy>=2,<2.3"', '>=4.12,<4.13'
-    if minor is not None and minor < 3:  # built for numpy 1; opencv asks for 2 from 4.12 on
-        numpy, cv2 = '"numpy<2"', '<4.12'
-    opencv = next((one for one in ('opencv-python-headless', 'opencv-python') if one in found),
-                  'opencv-python')
-    stack = facts.stack or stacks.STACKS['onedl']
+    opencv = [name for name in ('opencv-python', 'opencv-python-headless') if name in found]
+    built_for = STACKS['upstream' if minor < 3 else 'onedl']  # numpy 1, numpy 2
     return template.format(
         pip=f'{facts.python} -m pip',
-        torch=f'"torch=={torch}"' if torch else 'torch',
+        torch=f'torch=={torch}' if torch else 'torch',
         torchvision=torchvision,
-        numpy=numpy,
-        cv2=f'"{opencv}{cv2}"',
+        numpy_opencv=' '.join(built_for.pinned('numpy', *(opencv or ['opencv-python']))),
         headless=f'"opencv-python-headless=={found.get("opencv-python", "*")}"',
-        mmcv=_build_mmcv(facts, stack),
-        older_mmcv=_build_mmcv(facts, stacks.STACKS['upstream']))
+        mmcv=build_mmcv(facts),
+        tested=' '.join(stack.pinned('torch', 'torchvision', 'numpy', stack.packages['mmengine'])),
+        environment=stack.command)
 
 
-def _build_mmcv(facts: Facts, stack: stacks.Stack) -> str:
+def install_module(module: str, facts: Facts) -> str:
+    """Return the template of the command that installs a missing module."""
+    packages = facts.stack.packages if facts.stack else dict.fromkeys(UPSTREAM)
+    if packages.get(module, module) is None:
+        return ''  # the finding on the family has the command
+    given = {**packages, 'torchvision': '{torchvision}', 'cv2': '{numpy_opencv}',
+             'xvit_mm': f'--no-deps -e {ROOT}'}
+    return '{mmcv}' if module == 'mmcv' else '{pip} install ' + given.get(module, module)
+
+
+def build_mmcv(facts: Facts) -> str:
     """Build mmcv for the torch that is installed; never from pip's cache, which ignores torch."""
-    pip, gpu = f'{facts.python} -m pip', facts.detail('torch', 'gpu')
-    first = ''
-    if stacks.compiler() is None:
+    stack, pip = facts.stack or STACKS['onedl'], f'{facts.python} -m pip'
+    torch, first = facts.modules['torch'], ''
+    if not has_compiler():
         first = 'sudo apt-get install -y g++ python3-dev && '
-    if gpu and stacks.nvcc() is None:
-        first += f'install the CUDA {facts.detail("torch", "cuda")} toolkit (no nvcc is found), then '
+    if torch.get('gpu') and not torch['nvcc']:
+        first += f'install the CUDA {torch["cuda"]} toolkit (no nvcc is found), then '
     if 'mmcv-lite' in facts.distributions:
         first += f'{pip} uninstall -y mmcv-lite && '
-    return (f'{first}{"FORCE_CUDA=1 " * bool(gpu)}CFLAGS=-g0 MMCV_WITH_OPS=1 {pip} install '
+    return (f'{first}{"FORCE_CUDA=1 " * bool(torch.get("gpu"))}CFLAGS=-g0 MMCV_WITH_OPS=1 {pip} install '
             '--force-reinstall --no-deps --no-build-isolation --no-cache-dir '
-            f'--no-binary {stack.mmcv} {stack.pinned(stack.mmcv)}')
+            f'--no-binary {stack.mmcv} {stack.pinned(stack.mmcv)[0]}')
 
 
-def install_family(pip: str, key: str) -> str:
-    """Return the command that installs a family into a user's environment and keeps its torch.
-
-    Two calls: without torch and the build tools, mmcv would be built without its ops.
-    """
-    tools = '"setuptools>=80,<82" wheel packaging ninja psutil'
-    torch = 'torch torchvision'
-    if key == 'upstream':
-        torch = ' '.join(map(stacks.STACKS[key].pinned, ('torch', 'torchvision'))) + ' "numpy<2"'
-    return (f'{pip} install {tools} {torch} && CFLAGS=-g0 MMCV_WITH_OPS=1 {pip} install '
-            f'--no-build-isolation --no-cache-dir -c tools/constraints-{key}.txt -e ".[{key}]"')
-
-
-def separate_families(facts: Facts) -> str:
+def choose_family(facts: Facts) -> str:
     """Return the commands for an environment with both families, or with none.
 
     Both are uninstalled: they share file names, so removing one damages the other.
     """
-    names, pip = stacks.families(facts.distributions), f'{facts.python} -m pip'
-    both = [name for family in names.values() for name in family]
-    if facts.project_stack and not both:
-        return facts.project_stack.command
-    first = f'{pip} uninstall -y {" ".join(both)}\nthen, ' if both else ''
-    return (f'{first}for OneDL: {install_family(pip, "onedl")}\n'
-            f'or, for upstream: {install_family(pip, "upstream")}')
-
-
-def restore_package(facts: Facts) -> str:
-    """Return commands for a damaged copy of this package, or for untested versions beside it."""
-    stack, git = facts.stack or stacks.STACKS['onedl'], f'git -C {stacks.ROOT}'
-    tested = map(stack.pinned, ('torch', 'torchvision', 'numpy', stack.packages['mmengine']))
-    return (f'{git} status --short xvit_mm   (lists changed and lost files; `{git} restore '
-            f'xvit_mm` brings them back)\nor, where nothing is changed, the tested versions: '
-            f'{facts.python} -m pip install {" ".join(tested)}')
+    pip = f'{facts.python} -m pip'
+    both = ' '.join(map(' '.join, families(facts.distributions).values()))
+    first = f'{pip} uninstall -y {both}\n' if both else ''
+    if facts.project_stack:
+        return first + facts.project_stack.command
+    # Two calls: without torch and the build tools, mmcv would be built without its ops.
+    return (f'{first}STACK=onedl   # or STACK=upstream\n'
+            f'{pip} install -c {ROOT}/tools/constraints-$STACK.txt setuptools wheel packaging ninja '
+            'psutil torch torchvision\n'
+            f'CFLAGS=-g0 MMCV_WITH_OPS=1 {pip} install --no-build-isolation --no-cache-dir '
+            f'-c {ROOT}/tools/constraints-$STACK.txt -e "{ROOT}[$STACK]"')

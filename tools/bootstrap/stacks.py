@@ -2,8 +2,6 @@
 import hashlib
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,34 +22,36 @@ class Stack:
         name: as people write it; in lower case what `--stack` and the extras of setup.py say.
         packages: import name -> distribution name.
         pythons: supported versions; the first one found makes the environment.
-        folder: of the environment.
 
     Attributes:
         family: key of the first stack with the same distributions.
         command: sets the environment up, or continues an interrupted set-up.
         stamp: holds the fingerprint of a complete environment.
+        ops: holds 'cpu' or 'cuda', what the ops of mmcv were built for.
+        log, scratch: all of pip's output; temporary files of a set-up.
         pins: distribution -> tested version, of the lines that hold for every Python.
     """
 
-    def __init__(
-        self, name: str, packages: dict[str, str], pythons: tuple[str, ...], folder: str
-    ) -> None:
-        self.name, self.packages, self.pythons, self.folder = name, packages, pythons, folder
+    def __init__(self, name: str, packages: dict[str, str], *pythons: str) -> None:
+        self.name, self.packages, self.pythons = name, packages, pythons
         self.key = name.lower()
         self.family = self.key.partition('-')[0]
         self.mmcv = packages['mmcv']
-        self.command = 'python3 tools/environment.py' + f' --stack {self.key}' * (
-            self.key != 'onedl')
-        self.venv = ROOT / folder
+        self.command, self.folder = 'python3 tools/environment.py', '.venv'
+        if self.key != 'onedl':
+            self.command += f' --stack {self.key}'
+            self.folder += f'-{self.key}'
+        self.venv = ROOT / self.folder
         self.python = self.venv / 'bin' / 'python'
-        self.stamp = self.venv / 'setup.stamp'
+        self.stamp, self.log = self.venv / 'setup.stamp', self.venv / 'setup.log'
+        self.ops, self.scratch = self.venv / 'mmcv-ops', self.venv / 'setup-tmp'
         self.constraints = ROOT / 'tools' / f'constraints-{self.key}.txt'
         lines = re.findall(r'^([\w.-]+)==([\w.]+) *$', self.constraints.read_text(), re.MULTILINE)
         self.pins = {normal(name): version for name, version in lines}
 
-    def pinned(self, name: str) -> str:
-        """Requirement of a distribution in its tested version."""
-        return f'{name}=={self.pins[name]}'
+    def pinned(self, *names: str) -> list[str]:
+        """Requirements of distributions in their tested versions."""
+        return [f'{name}=={self.pins[name]}' for name in names]
 
     def venv_version(self) -> str:
         """Python version of the environment, '' without one."""
@@ -92,58 +92,28 @@ class Stack:
         env = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
         env.update(PATH=f'{self.python.parent}{os.pathsep}{env.get("PATH", os.defpath)}',
                    VIRTUAL_ENV=str(self.venv), PIP_USER='0', PYTHONNOUSERSITE='1')
-        ops = self.venv / 'mmcv-ops'
-        if ops.is_file() and ops.read_text() == 'cpu':
+        if self.ops.is_file() and self.ops.read_text() == 'cpu':
             env.setdefault('CUDA_VISIBLE_DEVICES', '')
         return env
 
 
-UPSTREAM = {
-    'mmengine': 'mmengine',
-    'mmcv': 'mmcv',
-    'mmdet': 'mmdet',
-    'mmseg': 'mmsegmentation',
-    'mmpretrain': 'mmpretrain',
-}
-STACKS = {stack.key: stack for stack in (
-    Stack('OneDL', {
-        'mmengine': 'onedl-mmengine',
-        'mmcv': 'onedl-mmcv',
-        'mmdet': 'onedl-mmdetection',
-        'mmseg': 'onedl-mmsegmentation',
-        'mmpretrain': 'onedl-mmpretrain',
-    }, ('3.11', '3.12', '3.10'), '.venv'),
-    # Wheels of mmcv 2.1.0 and torch 2.1 are easiest to find for 3.10; torch 2.1 ends at 3.11.
-    Stack('upstream', UPSTREAM, ('3.10', '3.11'), '.venv-upstream'),
-    # An opt-in: mmcv 2.2.0, which mmdet and mmseg refuse unedited, on a recent torch.
-    Stack('upstream-newest', UPSTREAM, ('3.11',), '.venv-upstream-newest'),
-)}
+ONEDL = {'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection',
+         'mmseg': 'onedl-mmsegmentation', 'mmpretrain': 'onedl-mmpretrain'}
+UPSTREAM = {'mmengine': 'mmengine', 'mmcv': 'mmcv', 'mmdet': 'mmdet', 'mmseg': 'mmsegmentation',
+            'mmpretrain': 'mmpretrain'}
 UPSTREAM_ONLY = {'mmcv-full', 'mmcv-lite', 'mmengine-lite'}
+STACKS = {stack.key: stack for stack in (
+    Stack('OneDL', ONEDL, '3.11', '3.12', '3.10'),
+    # Wheels of mmcv 2.1.0 and torch 2.1 are easiest to find for 3.10; torch 2.1 ends at 3.11.
+    Stack('upstream', UPSTREAM, '3.10', '3.11'),
+    # An opt-in: mmcv 2.2.0, which mmdet and mmseg refuse unedited, on a recent torch.
+    Stack('upstream-newest', UPSTREAM, '3.11'),
+)}
 
 
 def families(distributions: Iterable[str]) -> dict[str, list[str]]:
     """Key of a family -> its distributions among the given names; those without any left out."""
     names = set(map(normal, distributions))
-    found = {'onedl': names & {*STACKS['onedl'].packages.values()},
+    found = {'onedl': names & {*ONEDL.values()},
              'upstream': names & {*UPSTREAM.values(), *UPSTREAM_ONLY}}
     return {key: sorted(members) for key, members in found.items() if members}
-
-
-def compiler() -> str | None:
-    """Path of the C++ compiler that a build would use."""
-    return shutil.which((os.environ.get('CXX') or 'c++').split(' ')[0])
-
-
-def nvcc() -> str | None:
-    """Path of the CUDA compiler, where torch looks for it too."""
-    home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
-    folders = (home and os.path.join(home, 'bin'), os.environ.get('PATH'), '/usr/local/cuda/bin')
-    return shutil.which('nvcc', path=os.pathsep.join(filter(None, folders)))
-
-
-def nvcc_version() -> str:
-    """Return '12.4' for example, '' without nvcc."""
-    path = nvcc()
-    text = subprocess.run([path, '--version'], capture_output=True, text=True).stdout if path else ''
-    found = re.search(r'release ([\d.]+)', text)
-    return found.group(1) if found else ''
