@@ -39,10 +39,10 @@ def check(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     accept_toy_cifar10(monkeypatch)
     monkeypatch.setattr('signal.signal', lambda *args: None)
 
-    def run(name: str, root: Path, *arguments: str) -> tuple[int, str, str]:
+    def run(name: str, root: Path | None, *arguments: str) -> tuple[int, str, str]:
+        data_root = () if root is None else ('--data-root', str(root))
         monkeypatch.setattr(sys, 'argv', [
-            str(TOOL), f'{name}.py', '--data-root', str(root), '--out', str(tmp_path / 'drawn'),
-            *arguments])
+            str(TOOL), f'{name}.py', *data_root, '--out', str(tmp_path / 'drawn'), *arguments])
         code = 0
         try:
             runpy.run_path(str(TOOL), run_name='__main__')

@@ -223,7 +223,7 @@ def test_a_record_grows_and_belongs_to_one_machine(tool, monkeypatch, tmp_path):
         run(tool, monkeypatch, *MODELS_OF_A_RECORD, '--check', str(path))
 
 
-def test_all_peers_run(tool, monkeypatch, tmp_path):
+def test_every_comparison_with_peers_is_measured_and_recorded(tool, monkeypatch, tmp_path):
     whole_runs = peers.runs_of
 
     def small_runs(comparison, cases):

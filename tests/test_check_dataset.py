@@ -123,6 +123,11 @@ def test_arguments_without_a_meaning_are_refused(check, tmp_path, arguments, mes
     assert check(CAMVID, tmp_path, *arguments)[::2] == (1, f'error: {message}\n')
 
 
+def test_a_folder_of_the_own_data_and_one_of_the_config_exclude_each_other(check, tmp_path):
+    code, _, error = check(CAMVID, tmp_path, '--own-data', 'mine')
+    assert code == 1 and f'--own-data mine and --data-root {tmp_path}: give one of them' in error
+
+
 def test_other_files_in_a_class_folder_of_cifar10_are_passed_over(check, tmp_path):
     for path in (tmp_path / split / name for split in ('train', 'test')
                  for name in CIFAR10_CLASSES):
@@ -166,6 +171,6 @@ def test_a_closed_pipe_ends_the_report_quietly(toys):
 
 
 def test_own_data_are_checked(toys, check):
-    code, output, error = check(COCO, toys(COCO), '--own-data', str(toys(BCCD)))
+    code, output, error = check(COCO, None, '--own-data', str(toys(BCCD)))
     assert code == 0 and 'error: ' not in error
     assert 'train: CocoDataset, 3 classes' in output and 'RBC 2' in output

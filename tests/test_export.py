@@ -226,7 +226,7 @@ def test_levels_that_pooling_adds_are_there_at_every_size():
     ('retinanet', 'VTResNet', 'raw'), ('retinanet', 'VTResNet', 'all'),
     ('yolov3', 'VTResNet', 'all'), ('mask_rcnn', 'VTResNet', 'raw'),
 ])
-def test_the_new_exporter(kind, backbone, part, tmp_path):
+def test_files_of_the_new_exporter_compute_what_the_model_does(kind, backbone, part, tmp_path):
     pytest.importorskip('onnxscript', reason='pip install onnxscript')
     cfg = config(kind, backbone)
     if (kind, backbone) == ('segmentor', 'XFormer'):

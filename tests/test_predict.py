@@ -209,6 +209,11 @@ def test_a_config_without_our_backbone_is_loaded_by_name(images, weights, tmp_pa
     torch.save(dict(other=torch.ones(1)), tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match='other.pth does not fit this model'):
         Predictor(cfg, tmp_path / 'other.pth')
+    contents = torch.load(weights(cfg))
+    contents['state_dict']['bbox_head.retina_cls.bias'].fill_(torch.nan)
+    torch.save(contents, tmp_path / 'diverged.pth')
+    with pytest.raises(CheckpointError, match='diverged.pth: bbox_head.retina_cls.bias has values'):
+        Predictor(cfg, tmp_path / 'diverged.pth')
 
 
 @pytest.mark.parametrize('options, message', [

@@ -129,7 +129,7 @@ def test_learning_rates_by_depth(folder):
 
 
 @pytest.mark.parametrize('beginning', ['torchvision', 'timm'])
-def test_other_libraries(beginning):
+def test_snippets_for_other_libraries_run(beginning):
     pytest.importorskip(beginning)
     namespace: dict = {}
     exec(snippet(f'from {beginning}'), namespace)
@@ -150,7 +150,7 @@ def test_a_program_in_python():
 
 @pytest.mark.training
 @pytest.mark.parametrize('command', COMMANDS)
-def test_commands(command, folder, monkeypatch, capsys):
+def test_commands_of_the_page_run(command, folder, monkeypatch, capsys):
     """In this process: the tools are tested as programs elsewhere."""
     if '.pt2' in command and not hasattr(torch.compiler, 'is_exporting'):
         pytest.skip('torch 2.7 or newer')

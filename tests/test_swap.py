@@ -240,7 +240,7 @@ def test_maps_are_matched_by_stride_or_from_the_deepest() -> None:
             stages(*strides, by_depth=by_depth)
 
 
-def test_command_line(
+def test_the_tool_writes_a_config_or_says_in_a_line_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def run(*arguments: object) -> None:

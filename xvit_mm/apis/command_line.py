@@ -97,8 +97,12 @@ def apply_own_data(cfg: Config, arguments: argparse.Namespace) -> None:
     """Put the user's data into a config, if the arguments name any.
 
     Raises:
-        ConfigError: as `use_own_data`, or only what goes with --own-data is given.
+        ConfigError: as `use_own_data`, or options that do not go together are given.
     """
+    if arguments.own_data and arguments.data_root:
+        raise ConfigError(
+            f'--own-data {arguments.own_data} and --data-root {arguments.data_root}: give one of '
+            "them, --data-root for the config's own data set in another folder")
     if arguments.own_data:
         use_own_data(cfg, arguments.own_data, classes=arguments.classes,
                      ignore_index=arguments.ignore_index)

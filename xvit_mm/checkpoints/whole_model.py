@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
+from .checks import check_kinds, check_values
 from .errors import CheckpointError
 from .loading import NoBackbone, load_tensors
 from .reading import find_state_dict
@@ -28,8 +29,13 @@ def load_whole_model(model: nn.Module, contents: Mapping[str, Any], source: str 
         report = str(load_tensors(model, state_dict, strict=True))
     except NoBackbone:
         state_dict = {name.removeprefix('module.'): t for name, t in state_dict.items()}
+        own = model.state_dict()
         try:
+            check_kinds(state_dict, own)
+            check_values(state_dict, own)
             model.load_state_dict(state_dict)
+        except CheckpointError as error:
+            raise CheckpointError(f'{source}: {error}') from None
         except RuntimeError as error:
             raise CheckpointError(f'{source} does not fit this model: {error}') from error
         report = f'{type(model).__name__}: {len(state_dict)} of {len(state_dict)} tensors loaded'
