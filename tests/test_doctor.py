@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -18,157 +18,106 @@ from set_up_copy import tools
 __all__ = ['tools']  # a fixture
 LIBGL = 'ImportError: libGL.so.1: cannot open shared object file: No such file or directory'
 SYMBOL = 'ImportError: _ext.so: undefined symbol: _ZN3c105ErrorC2ENS'
-NO_MODULE = "ModuleNotFoundError: No module named '{}'"
-BUILD = '--no-cache-dir --no-binary '
-OTHER_PYTHON = '/env/bin/python'
+NO_MMCV = "ModuleNotFoundError: No module named 'mmcv'"
+NO_OPS = "ModuleNotFoundError: No module named 'mmcv._ext'"
+BUILD = '--no-cache-dir --no-binary'
 
 
-class Environment:
-    """What the probe finds in an environment of a stack in which everything imports."""
+def examine_fake(
+    tools: SimpleNamespace, key: str = 'onedl', distributions: Mapping[str, str] = {},
+    errors: Mapping[str, str] = {}, *, python: str = '/env/bin/python', **torch: str,
+) -> list[Any]:
+    """Return the findings, apart from what is fine, on an environment of a stack.
 
-    def __init__(self, tools: SimpleNamespace, key: str = 'onedl') -> None:
-        stack = tools.stacks.STACKS[key]
-        names = [*stack.packages.values(), 'torch', 'torchvision', 'numpy']
-        self.tools, self.distributions = tools, {name: stack.pins[name] for name in names}
-        self.modules = {name: {'version': '1.0', 'path': f'/env/{name}.py'}
-                        for name in tools.doctor.NEEDED + tools.doctor.OPTIONAL}
-
-    def examine(
-        self, errors: Mapping[str, str] = MappingProxyType({}), python: str = OTHER_PYTHON
-    ) -> dict[str, Any]:
-        """Subject -> finding, where some imports fail."""
-        failed = {name: {'error': error} for name, error in errors.items()}
-        facts = self.tools.facts.Facts(python, (3, 11, 7), self.distributions,
-                                       {**self.modules, **failed})
-        self.tools.doctor.gather = lambda *args: facts
-        return {one.subject: one for one in self.tools.doctor.examine(python)}
-
-
-def broken(report: dict[str, Any]) -> list[str]:
-    return [subject for subject, one in report.items() if one.level == 'broken']
+    Args:
+        distributions: other versions than the tested ones; '' for what is not installed.
+        errors: imports that fail; all others succeed.
+        torch: what the import of torch finds.
+    """
+    stack = tools.stacks.STACKS[key]
+    names = [*stack.packages.values(), 'torch', 'torchvision', 'numpy']
+    versions = {**{name: stack.pins[name] for name in names}, **distributions}
+    modules = {name: {'error': errors[name]} if name in errors else {}
+               for name in tools.doctor.NEEDED + tools.doctor.OPTIONAL}
+    modules['torch'].update(torch)
+    facts = tools.facts.Facts(python, (3, 11, 7), dict(filter(all, versions.items())), modules)
+    tools.doctor.gather = lambda *args: facts
+    return [one for one in tools.doctor.examine(python) if one.level != 'ok']
 
 
 @pytest.mark.parametrize('key', ['onedl', 'upstream', 'upstream-newest'])
-def test_a_healthy_environment_has_nothing_to_repair(
-    tools: SimpleNamespace, key: str, capsys: pytest.CaptureFixture,
+def test_the_tested_versions_give_nothing_to_repair(tools: SimpleNamespace, key: str) -> None:
+    assert examine_fake(tools, key) == []
+
+
+@pytest.mark.parametrize('key, distributions, errors, expected', [
+    ('onedl', {}, {'cv2': LIBGL}, 'broken cv2 .*libGL.so.1.*sudo apt-get install -y libgl1'),
+    ('onedl', {}, {'mmcv': NO_MMCV}, f'broken mmcv not installed.*{BUILD} onedl-mmcv'),
+    ('onedl', {}, {'mmcv.ops': SYMBOL}, f'another torch.*{BUILD} onedl-mmcv onedl-mmcv==2.3.6'),
+    ('upstream', {}, {'mmcv.ops': SYMBOL}, f'another torch.*{BUILD} mmcv mmcv==2.1.0'),
+    ('upstream-newest', {}, {'mmcv.ops': SYMBOL}, f'another torch.*{BUILD} mmcv mmcv==2.2.0'),
+    ('onedl', {}, {'mmcv.ops': 'RuntimeError: nms_impl: implementation for device cuda:0 not found.'},
+     f'broken mmcv.ops mmcv has CPU ops only.*{BUILD} onedl-mmcv'),
+    # The newer opencv that came with numpy 2 would ask for it again.
+    ('upstream', {}, {'torch.from_numpy': 'RuntimeError: Numpy is not available'},
+     'cannot use numpy 2.*pip install numpy==1.26.4 opencv-python==4.11.0.86'),
+    ('upstream', {}, {'torchvision': 'RuntimeError: operator torchvision::nms does not exist'},
+     'broken torchvision .*belongs to another torch.*"torchvision==0.16.*"'),
+    ('onedl', {'torch': '2.12.1+cpu'}, {'torchvision': "RuntimeError: Couldn't load custom C++ ops."},
+     'another torch.*"torchvision==0.27.*" --index-url https://download.pytorch.org/whl/cpu$'),
+    ('onedl', {}, {'torch': SYMBOL}, 'does not fit the CUDA libraries.*torch==2.12.1 "torchvision'),
+    ('onedl', {}, {'mmdet': "ModuleNotFoundError: No module named 'shapely'"},
+     'broken mmdet does not import.*pip install shapely'),
+    ('upstream-newest', {}, {'mmdet': 'AssertionError: MMCV==2.2.0 is used but incompatible'},
+     'broken mmdet .*<2.2.0.*"Newest of upstream" in docs/stacks.md'),
+    ('onedl', {}, {'mmseg': "ModuleNotFoundError: No module named 'mmseg'"},
+     'note mmseg not installed.*pip install onedl-mmsegmentation'),
+    ('onedl', {'onedl-mmcv': '2.3.5'}, {}, r'note family .*2.3.5 \(tested: 2.3.6\).*onedl-mmcv==2.3.6'),
+    ('upstream', {'mmcv-lite': '2.1.0'}, {}, 'note mmcv.ops mmcv-lite is beside mmcv'),
+    ('upstream', {'mmcv-lite': '2.1.0', 'mmcv': ''}, {'mmcv.ops': NO_OPS},
+     'broken mmcv.ops .*need nms and RoIAlign repair: .* uninstall -y mmcv-lite && '),
+    ('upstream', {'mmcv-lite': '2.1.0', 'mmcv': '', 'mmdet': '', 'mmsegmentation': ''},
+     {'mmcv.ops': NO_OPS}, 'note mmcv.ops mmcv-lite is enough for backbones, necks and heads$'),
+    ('onedl', {'mmcv': '2.1.0', 'mmdet': '3.3.0'}, {}, 'broken family both .* overwrite each other.*'
+     'uninstall -y onedl-mmcv .* mmcv mmdet STACK=onedl # or .*/constraints-.STACK.txt'),
+])
+def test_what_is_broken_or_unusual_is_said_once_with_its_command(
+    tools: SimpleNamespace, key: str, distributions: dict[str, str], errors: dict[str, str],
+    expected: str,
 ) -> None:
-    report = Environment(tools, key).examine()
-    assert not any(one.remedy for one in report.values())
-    assert report['family'].text.lower().startswith(key.partition('-')[0])
-    assert tools.doctor.report(list(report.values())) == 0
-    assert '/env/mmcv.py' in capsys.readouterr().out
+    finding, = examine_fake(tools, key, distributions, errors)
+    assert re.search(expected, ' '.join(str(finding).split()))
 
 
-@pytest.mark.parametrize('cause, error', [('torch', NO_MODULE.format('torch')), ('cv2', LIBGL)])
+@pytest.mark.parametrize('cause, error', [
+    ('torch', "ModuleNotFoundError: No module named 'torch'"), ('cv2', LIBGL)])
 def test_packages_that_fail_for_the_same_reason_point_to_the_first(
     tools: SimpleNamespace, cause: str, error: str,
 ) -> None:
-    report = Environment(tools).examine({'mmengine': error, cause: error})
-    assert report['mmengine'].text == f'needs {cause}, see there'
-    assert report[cause].remedy and not report['mmengine'].remedy
+    first, second = examine_fake(tools, errors={'mmengine': error, cause: error})
+    assert (first.subject, second.text) == (cause, f'needs {cause}, see there')
+    assert first.remedy and not second.remedy
 
 
-@pytest.mark.parametrize('key, module, error, words, command', [
-    ('onedl', 'cv2', LIBGL, 'libGL.so.1', 'sudo apt-get install -y libgl1'),
-    ('onedl', 'mmcv', NO_MODULE.format('mmcv'), 'not installed', BUILD + 'onedl-mmcv'),
-    ('onedl', 'mmcv.ops', SYMBOL, 'another torch', BUILD + 'onedl-mmcv onedl-mmcv==2.3.6'),
-    ('upstream', 'mmcv.ops', SYMBOL, 'another torch', BUILD + 'mmcv mmcv==2.1.0'),
-    ('upstream-newest', 'mmcv.ops', SYMBOL, 'another torch', BUILD + 'mmcv mmcv==2.2.0'),
-    ('onedl', 'mmcv.ops', 'RuntimeError: nms_impl: implementation for device cuda:0 not found.',
-     'CPU ops only', BUILD + 'onedl-mmcv'),
-    # The newer opencv that came with numpy 2 would ask for it again.
-    ('upstream', 'torch.from_numpy', 'RuntimeError: Numpy is not available', 'numpy 2',
-     'pip install numpy==1.26.4 opencv-python==4.11.0.86'),
-    ('onedl', 'torchvision', 'RuntimeError: operator torchvision::nms does not exist',
-     'another torch', 'torchvision==0.27.*'),
-    ('onedl', 'torchvision', "RuntimeError: Couldn't load custom C++ ops.", 'another torch',
-     'torchvision==0.27.*'),
-    ('onedl', 'torch', SYMBOL, 'torch does not fit', 'torch==2.12.1 "torchvision==0.27.*"'),
-    ('onedl', 'mmdet', NO_MODULE.format('shapely'), 'does not import', 'pip install shapely'),
-    ('upstream-newest', 'mmdet', 'AssertionError: MMCV==2.2.0 is used but incompatible', '<2.2.0',
-     'docs/stacks.md'),
-])
-def test_a_known_failure_has_its_command(
-    tools: SimpleNamespace, key: str, module: str, error: str, words: str, command: str,
-) -> None:
-    report = Environment(tools, key).examine({module: error})
-    assert words in report[module].text and command in report[module].remedy
-    assert broken(report) == [module]
-
-
-@pytest.mark.parametrize('subject, change, errors, words, command', [
-    ('mmseg', {}, {'mmseg': NO_MODULE.format('mmseg')}, 'not installed',
-     'pip install onedl-mmsegmentation'),
-    ('family', {'onedl-mmcv': '2.3.5'}, {}, 'onedl-mmcv 2.3.5 (tested: 2.3.6)', 'onedl-mmcv==2.3.6'),
-    ('PYTHONPATH', {}, {}, '/ros/site-packages', 'unset PYTHONPATH'),
-])
-def test_what_is_unusual_is_a_note(
-    tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, subject: str, change: dict[str, str],
-    errors: dict[str, str], words: str, command: str,
-) -> None:
-    if subject == 'PYTHONPATH':
-        monkeypatch.setenv('PYTHONPATH', '/ros/site-packages')
-    environment = Environment(tools)
-    environment.distributions.update(change)
-    notes = [one for one in environment.examine(errors).values() if one.level != 'ok']
-    assert [(one.level, one.subject) for one in notes] == [('note', subject)]
-    assert words in notes[0].text and command in notes[0].remedy
-
-
-def test_torchvision_is_taken_for_the_torch_that_is_there(tools: SimpleNamespace) -> None:
-    environment = Environment(tools)
-    environment.distributions['torch'] = '2.11.0+cpu'
-    remedy = environment.examine({'torchvision': SYMBOL})['torchvision'].remedy
-    assert remedy.endswith('"torchvision==0.26.*" --index-url https://download.pytorch.org/whl/cpu')
-
-
-def test_what_a_build_lacks_is_named_before_its_command(
+def test_what_would_hide_packages_or_stop_a_build_is_named(
     tools: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv('PYTHONPATH', '/ros/site-packages')
     monkeypatch.setattr(tools.remedies, 'has_compiler', lambda: False)
-    environment = Environment(tools)
-    environment.modules['torch'].update(gpu='NVIDIA H100', cuda='13.0', nvcc='')
-    remedy = environment.examine({'mmcv.ops': SYMBOL})['mmcv.ops'].remedy
-    assert remedy.startswith('sudo apt-get install -y g++ python3-dev && install the CUDA 13.0 tool')
-    assert 'FORCE_CUDA=1' in remedy
-
-
-@pytest.mark.parametrize('other, level, text', [
-    ('onedl-mmengine', 'note', 'enough for backbones'), ('mmdet', 'broken', 'need nms'),
-    ('mmcv', 'broken', 'beside mmcv')])
-def test_mmcv_lite_is_enough_where_nothing_needs_its_ops(
-    tools: SimpleNamespace, other: str, level: str, text: str,
-) -> None:
-    environment = Environment(tools, 'upstream')
-    environment.distributions = {'mmcv-lite': '2.1.0', other: '2.1.0'}
-    finding = environment.examine({'mmcv.ops': NO_MODULE.format('mmcv._ext')})['mmcv.ops']
-    assert finding.level == level and text in finding.text
-    assert ('uninstall -y mmcv-lite && ' in finding.remedy) == (level == 'broken')
+    path, ops = examine_fake(tools, errors={'mmcv.ops': SYMBOL}, gpu='H100', cuda='13.0', nvcc='')
+    assert '/ros/site-packages' in path.text and path.remedy == 'unset PYTHONPATH'
+    assert ops.remedy.startswith('sudo apt-get install -y g++ python3-dev && install the CUDA 13.0 ')
+    assert 'FORCE_CUDA=1' in ops.remedy
 
 
 @pytest.mark.parametrize('name', ['python', 'python3'])
 def test_in_the_project_environment_one_command_repairs(tools: SimpleNamespace, name: str) -> None:
     python = str(tools.stacks.STACKS['onedl'].python.with_name(name))
-    errors = {'cv2': LIBGL, 'mmcv.ops': SYMBOL, 'mmdet': NO_MODULE.format('shapely')}
-    report = Environment(tools).examine(errors, python)
-    command = 'python3 tools/environment.py --repair'
-    assert report['mmcv.ops'].remedy == report['mmdet'].remedy == command
-    assert report['cv2'].remedy.endswith(f'\nor, without root: {command}')
-
-
-@pytest.mark.parametrize('project', [False, True])
-def test_both_families_are_uninstalled_for_one(tools: SimpleNamespace, project: bool) -> None:
-    environment = Environment(tools)
-    environment.distributions.update({'mmcv': '2.1.0', 'mmdet': '3.3.0'})
-    python = str(tools.stacks.STACKS['upstream'].python) if project else OTHER_PYTHON
-    finding = environment.examine(python=python)['family']
-    assert finding.level == 'broken' and 'overwrite each other' in finding.text
-    uninstall, *install = finding.remedy.split('\n')
-    assert 'uninstall -y onedl-mmcv' in uninstall and uninstall.endswith(' mmcv mmdet')
-    if project:
-        assert install == ['python3 tools/environment.py --stack upstream']
-    else:
-        assert install[0] == 'STACK=onedl   # or STACK=upstream' and '$STACK.txt' in install[2]
+    cv2, ops = examine_fake(tools, errors={'cv2': LIBGL, 'mmcv.ops': SYMBOL}, python=python)
+    assert ops.remedy == 'python3 tools/environment.py --repair'
+    assert cv2.remedy.endswith(f'\nor, without root: {ops.remedy}')
+    both, = examine_fake(tools, distributions={'mmdet': '3.3.0'}, python=python)
+    assert both.remedy.endswith(' mmdet\npython3 tools/environment.py')
 
 
 def test_a_module_that_crashes_python_does_not_hide_the_next(

@@ -229,7 +229,7 @@ import environment
 from bootstrap.stacks import Stack
 def slow(stack, python):
     print('step', flush=True)
-    loop = 'touch started; until [ -e release ]; do sleep 0.02; done'
+    loop = 'echo $$ > started; until [ -e release ]; do sleep 0.02; done'
     environment.install.run(stack, 'sh', '-c', loop)
 environment.run_steps = slow
 environment.install.find_python = lambda *args: sys.executable
@@ -238,52 +238,35 @@ sys.exit(environment.guarded(lambda: environment.ensure() and 0))
 '''
 
 
-def start_slow(root: Path, *, wait: bool = False) -> 'subprocess.Popen[str]':
+def start_slow(root: Path) -> 'subprocess.Popen[str]':
     """Start a set-up whose only step lasts until the file `release` is there."""
     # A test run in the background ignores Ctrl-C; what it starts would too.
-    process = subprocess.Popen([sys.executable, '-u', '-c', SLOW], cwd=root, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen([sys.executable, '-u', '-c', SLOW], cwd=root, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+@pytest.mark.training
+@pytest.mark.parametrize('number', [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_second_set_up_waits_for_the_first_and_continues_what_that_left(
+    tools: SimpleNamespace, number: int | None,
+) -> None:
+    first, started, release = start_slow(tools.root), tools.root / 'started', tools.root / 'release'
     deadline = time.monotonic() + 60
-    while wait and not (root / 'started').exists():
+    while not started.exists() or not started.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return process
-
-
-def end(process: 'subprocess.Popen[str]') -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=60)
-    return process.returncode, output, errors
-
-
-@pytest.mark.training
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_ends_the_children_leaves_no_stamp_and_says_how_to_go_on(
-    tools: SimpleNamespace, number: int,
-) -> None:
-    process = start_slow(tools.root, wait=True)
-    process.send_signal(number)
-    status, _, errors = end(process)
-    assert status == 130 and 'continues from here' in errors and 'Traceback' not in errors
-    assert not (tools.root / '.venv' / 'setup.stamp').exists()
-    (tools.root / 'release').touch()
-    status, output, _ = end(start_slow(tools.root))
-    assert status == 0 and 'step' in output and 'Another set-up' not in output
-    assert 'step' not in end(start_slow(tools.root))[1]
-
-
-@pytest.mark.training
-@pytest.mark.parametrize('killed', [False, True])
-def test_a_second_set_up_waits_for_the_first_and_its_children(
-    tools: SimpleNamespace, killed: bool,
-) -> None:
-    first = start_slow(tools.root, wait=True)
-    if killed:
+    child = Path('/proc', started.read_text().strip())
+    if number == signal.SIGKILL:  # its child goes on and holds the lock
         first.kill()
         first.wait()
     second = start_slow(tools.root)
     assert 'Another set-up is at work' in second.stdout.readline()
-    (tools.root / 'release').touch()
-    assert killed or end(first)[0] == 0
-    status, output, _ = end(second)
-    assert status == 0 and ('step' in output) == killed
+    if number in (signal.SIGINT, signal.SIGTERM):
+        first.send_signal(number)
+        _, errors = first.communicate(timeout=60)
+        assert first.returncode == 130 and 'Traceback' not in errors
+        assert 'continues from here' in errors and not child.exists()
+    release.touch()
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 0 and ('step' in output) == (number is not None)

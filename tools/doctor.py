@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from bootstrap import remedies
@@ -138,14 +137,6 @@ def examine(python: str, env: dict[str, str] | None = None) -> list[Finding]:
     return findings + judge_gpu(facts)
 
 
-def report(findings: Sequence[Finding]) -> int:
-    """Print the findings; return the exit status."""
-    broken = [finding.subject for finding in findings if finding.level == 'broken']
-    print(*findings, sep='\n')
-    print('\nbroken: ' + ', '.join(broken) if broken else '\nNothing is broken.')
-    return 1 if broken else 0
-
-
 def choose_python(given: str | None) -> str:
     """Return the interpreter to examine: the given one, an active environment, .venv, or this one."""
     if given:
@@ -156,7 +147,7 @@ def choose_python(given: str | None) -> str:
 
 
 def main() -> int:
-    """Read the arguments, examine, print."""
+    """Read the arguments, examine, print; return the exit status."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `doctor.py | head` is no error
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--python', help='interpreter to examine')
@@ -165,7 +156,10 @@ def main() -> int:
     except RuntimeError as error:
         remedy = 'if it is the one in .venv: rm -rf .venv && python3 tools/environment.py'
         findings = [Finding('broken', 'Python', str(error), remedy)]
-    return report(findings)
+    broken = [finding.subject for finding in findings if finding.level == 'broken']
+    print(*findings, sep='\n')
+    print(f'\nbroken: {", ".join(broken)}' if broken else '\nNothing is broken.')
+    return 1 if broken else 0
 
 
 if __name__ == '__main__':
