@@ -27,6 +27,26 @@ def test_importing_the_engine_imports_no_openmmlab_family():
     assert not {'mmdet', 'mmseg', 'mmpretrain', 'matplotlib'} & set(eval(done.stdout))
 
 
+@pytest.mark.parametrize('installed, config', [
+    ('mmseg', 'fpn_crossformer_s_ade20k'), ('mmpretrain', 'crossformer_s_imagenet')])
+def test_the_tools_work_with_one_framework_and_name_another_that_is_missing(installed, config):
+    code = f'''
+import sys
+for name in {{'mmdet', 'mmseg', 'mmpretrain', 'pycocotools', 'timm'}} - {{{installed!r}}}:
+    sys.modules[name] = None  # importing it fails
+import xvit_mm.apis.command_line, xvit_mm.apis.predict, xvit_mm.datasets.checking, xvit_mm.swap
+from xvit_mm.apis import build_model
+from xvit_mm.utils.config import load_config
+print(type(build_model(load_config({config!r})).backbone).__name__)
+build_model(load_config('retinanet_crossformer_s_coco'))
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(REPOSITORY)})
+    assert done.stdout.split()[-1] == 'CrossFormer', done.stderr
+    assert 'the config is one of mmdet, which is not installed here; pip install onedl-mmd' in (
+        done.stderr.splitlines()[-1])
+
+
 class SizesModel(BaseModel):
     """Notes the size of each batch, and whether it is of a training run."""
 

@@ -8,14 +8,17 @@ from torch import nn
 
 from xvit_mm.utils.config import ConfigError
 from xvit_mm.utils.config_options import revert_sync_bn
+from xvit_mm.utils.frameworks import check_installed
 
 
 def build_runner(cfg: Config) -> MMEngineRunner:
     """The runner that the config asks for; one that names none gets `xvit_mm.Runner`.
 
     Raises:
-        ConfigError: some class in it does not exist or refuses its arguments.
+        ConfigError: its framework is not installed, or some class in it does not exist or refuses
+            its arguments.
     """
+    check_installed(cfg.get('default_scope'))
     if 'runner_type' not in cfg:
         cfg.runner_type = 'xvit_mm.Runner'
         print_log(f'{cfg.filename} names no runner_type and gets xvit_mm.Runner: official '
@@ -37,10 +40,12 @@ def build_model(cfg: Config) -> nn.Module:
     """Only the model of a config, as built.
 
     Raises:
-        ConfigError: there is none, or some class in it does not exist or refuses its arguments.
+        ConfigError: there is none, its framework is not installed, or some class in it does not
+            exist or refuses its arguments.
     """
     if 'model' not in cfg:
         raise ConfigError(f'{cfg.filename} has no model')
+    check_installed(cfg.get('default_scope'))
     revert_sync_bn(cfg)
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)

@@ -1,6 +1,5 @@
 """Binary masks to COCO annotations."""
 import numpy as np
-from pycocotools import mask as mask_utils
 
 
 def coco_annotation(
@@ -23,6 +22,8 @@ def coco_annotation(
     if not mask.any():
         raise ValueError(f'annotation {annotation_id} of image {image_id} has an empty mask; '
                          'leave out objects without visible pixels')
+    # Only here: it comes with mmdet, and the package works without.
+    from pycocotools import mask as mask_utils
     encoded = mask_utils.encode(np.asfortranarray(mask, np.uint8))
     return {
         'id': annotation_id,

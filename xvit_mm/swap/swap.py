@@ -1,5 +1,4 @@
 """Swap the backbone of a config: check, change, try and write."""
-import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from xvit_mm.utils.config import ConfigError, load_config
+from xvit_mm.utils.frameworks import FRAMEWORKS, check_installed
 
 from .backbones import complete_backbone
 from .changes import Changes
@@ -23,13 +23,6 @@ from .preprocessing import swap_colours
 from .trial import Trial, model_config, try_model
 from .writing import config_text
 
-# By default_scope, the distributions that bring it.
-SCOPES = {
-    'mmdet': 'onedl-mmdetection or mmdet',
-    'mmseg': 'onedl-mmsegmentation or mmsegmentation',
-    'mmpretrain': 'onedl-mmpretrain or mmpretrain',
-    'mmrotate': 'onedl-mmrotate or mmrotate',
-}
 _WHOLE_NETWORK = 'this backbone is nearly the whole network, and its heads are made for its maps'
 REFUSED_BACKBONES = dict.fromkeys(
     ('BiSeNetV1', 'BiSeNetV2', 'CGNet', 'DDRNet', 'ERFNet', 'FastSCNN', 'HourglassNet', 'ICNet',
@@ -151,13 +144,11 @@ def _scope_of(cfg: Config) -> str:
     model = cfg.get('model')
     kind = str(model.get('type', '')) if isinstance(model, dict) else ''
     scope = cfg.get('default_scope') or kind.partition('.')[0]
-    if scope not in SCOPES:
+    if scope not in FRAMEWORKS:
         raise ConfigError(
             f'default_scope={cfg.get("default_scope")!r}: the config must be one of '
-            f'{", ".join(SCOPES)} (2.x style, with a default_scope)')
-    if importlib.util.find_spec(scope) is None:
-        raise ConfigError(f'the config is one of {scope}, which is not installed here; '
-                          f'pip install {SCOPES[scope]}')
+            f'{", ".join(FRAMEWORKS)} (2.x style, with a default_scope)')
+    check_installed(scope)
     return scope
 
 

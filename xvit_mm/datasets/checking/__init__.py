@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.frameworks import check_installed
 
 from . import classification, detection, segmentation
 from .common import Split, datasets_of, spread_indices
@@ -49,6 +50,7 @@ def check_datasets(
     Raises:
         ConfigError: the first problem, with its remedy, or a data set of an unknown kind.
     """
+    check_installed(cfg.get('default_scope'))
     folder = Path(folder)
     _remove_samples(folder)
     checked: dict[str, str] = {}
