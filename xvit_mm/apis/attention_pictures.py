@@ -131,37 +131,44 @@ def _query(
     pipeline: TestPipeline,
     path: Path,
 ) -> tuple[float, float]:
-    """Where a pixel of an image of (height, width) lies after the pipeline, in shares of x and y.
-
-    An image whose values are its coordinates goes through the pipeline and tells.
-    """
+    """Where a pixel of an image of (height, width) lies after the pipeline, in shares of x and y."""
     if pixel is None:
         return 0.5, 0.5
     height, width = size
     if not (0 <= pixel[0] < width and 0 <= pixel[1] < height):
         raise ConfigError(
             f'--pixel {pixel[0]:g} {pixel[1]:g}: {path} has {width} x {height} pixels')
+    axes = _follow_axes(size, pipeline)
+    places = [(at - start) / step for at, (start, step, _) in zip(pixel, axes)]
+    # Half a pixel of tolerance: an image that is made smaller loses a part of its border.
+    if not all(-1 <= place <= number for place, (_, _, number) in zip(places, axes)):
+        (left, right), (top, bottom) = (
+            sorted((start, start + step * (number - 1))) for start, step, number in axes)
+        raise ConfigError(
+            f'--pixel {pixel[0]:g} {pixel[1]:g}: the test pipeline cuts it off; it keeps x from '
+            f'{max(left, 0):.0f} to {right:.0f} and y from {max(top, 0):.0f} to {bottom:.0f}')
+    x, y = (float(np.clip((place + 0.5) / number, 0, 1))
+            for place, (_, _, number) in zip(places, axes))
+    return x, y
+
+
+def _follow_axes(size: tuple[int, int], pipeline: TestPipeline) -> list[tuple[float, float, int]]:
+    """(start, step, number) of x and y: of `number` pixels after the pipeline, i is start + step * i
+    before it.
+
+    An image of (height, width) whose values are its coordinates goes through the pipeline and tells.
+    """
+    height, width = size
     ramps = np.full((height, width, 3), 255, np.uint8)
     ramps[..., 0] = np.rint(np.linspace(0, 255, width))
     ramps[..., 2] = np.rint(np.linspace(0, 255, height))[:, None]
     changed = pipeline(ramps)['inputs'].numpy()
-    if pipeline.is_rgb:
-        changed = changed[::-1]
-    is_image = changed[1] > 254  # and no padding
-    shares, kept, is_kept = [], [], []
-    for axis, (at, side) in enumerate(zip(pixel, size[::-1])):
-        values, places = changed[2 * axis][is_image], np.nonzero(is_image)[1 - axis]
-        # The line evens out that a ramp has no more than 256 values.
-        slope, start = np.polyfit(places, values.astype(float) * (side - 1) / 255, 1)
-        number = is_image.shape[1 - axis]
-        place = (at - start) / (slope if side > 1 else 1) + 0.5
-        # Half a pixel of tolerance: an image that is made smaller loses a part of its border.
-        is_kept.append(-0.5 <= place <= number + 0.5)
-        shares.append(min(max(place / number, 0.), 1.))
-        kept.append(sorted((start, start + slope * (number - 1))))
-    if not all(is_kept):
-        (left, right), (top, bottom) = kept
-        raise ConfigError(
-            f'--pixel {pixel[0]:g} {pixel[1]:g}: the test pipeline cuts it off; it keeps x from '
-            f'{max(left, 0):.0f} to {right:.0f} and y from {max(top, 0):.0f} to {bottom:.0f}')
-    return shares[0], shares[1]
+    xs, marks, ys = changed[::-1] if pipeline.is_rgb else changed
+    rows, columns = np.nonzero(marks > 254)  # of the image, without padding
+    axes = []
+    for values, places, side, number in ((xs, columns, width, marks.shape[1]),
+                                         (ys, rows, height, marks.shape[0])):
+        # A line through all pixels, since a ramp has no more than 256 values.
+        step, start = np.polyfit(places, values[rows, columns] * ((side - 1) / 255), 1)
+        axes.append((start, step if side > 1 else 1., number))
+    return axes
