@@ -138,6 +138,15 @@ def test_what_does_not_fit_a_detector_is_named(coco, tmp_path):
     cfg = load_config('mask_rcnn_xformer_coco')
     with pytest.raises(ConfigError, match='instances_train2017.json has no segmentation'):
         use_own_data(cfg, coco)
+    for name, index in (('train', None), ('val', 0)):
+        # One without a mask is enough, in either file.
+        change = coco / 'annotations' / f'instances_{name}2017.json'
+        content = json.loads(change.read_text())
+        for i, annotation in enumerate(content['annotations']):
+            annotation['segmentation'] = [] if i == index else [[0, 0, 9, 0, 9, 9]]
+        change.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match='instances_val2017.json has no segmentation for 1 of its'):
+        use_own_data(cfg, coco)
     cfg = load_config('retinanet_crossformer_s_coco')
     with pytest.raises(ConfigError, match='--classes and --ignore-index are for segmentation'):
         use_own_data(cfg, coco, classes=['a'])

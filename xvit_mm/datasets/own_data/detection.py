@@ -17,7 +17,8 @@ class Split:
     file: Path
     images: Path
     classes: list[str]
-    has_masks: bool
+    num_annotations: int
+    num_without_mask: int
 
 
 def use_coco_folder(cfg: Config, folder: Path) -> None:
@@ -34,9 +35,13 @@ def use_coco_folder(cfg: Config, folder: Path) -> None:
         raise ConfigError(
             f'the categories of {splits["train"].file} and {splits["val"].file} differ: '
             f'{", ".join(classes)} and {", ".join(splits["val"].classes)}')
-    if 'mask_head' in str(cfg.model) and not splits['train'].has_masks:
-        raise ConfigError(f'{splits["train"].file} has no segmentation, which this model learns '
-                          'from; take a config without masks, for instance a RetinaNet')
+    for split in splits.values():
+        # mmdet stops in the middle of a training or a validation at one that is missing.
+        if 'mask_head' in str(cfg.model) and split.num_without_mask:
+            raise ConfigError(
+                f'{split.file} has no segmentation for {split.num_without_mask} of its '
+                f'{split.num_annotations} annotations, and this model works with masks; take a '
+                'config without masks, for instance a RetinaNet')
     for name, dataset in loaders(cfg):
         split = splits[name]
         training = dict(filter_cfg=dict(filter_empty_gt=True)) if name == 'train' else {}
@@ -65,13 +70,14 @@ def read_split(folder: Path, name: str, *, other_than: Path | None = None) -> Sp
         # In the order of the file: so does mmdet number them.
         classes = [category['name'] for category in content['categories']]
         names = [image['file_name'] for image in images]
-        has_masks = any(annotation.get('segmentation') for annotation in annotations)
+        num_without_mask = sum(not annotation.get('segmentation') for annotation in annotations)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} is not in COCO's format, which has images, annotations and "
                           f'categories ({type(error).__name__}: {error})') from error
     if not images or not annotations:
         raise ConfigError(f'{file} has {len(images)} images and {len(annotations)} annotations')
-    return Split(file, image_folder(folder, file, names[0], name), classes, has_masks)
+    return Split(file, image_folder(folder, file, names[0], name), classes, len(annotations),
+                 num_without_mask)
 
 
 def annotation_file(folder: Path, name: str, *, other_than: Path | None = None) -> Path:
