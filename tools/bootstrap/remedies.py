@@ -69,11 +69,12 @@ def explain_import(module: str, error: str) -> tuple[str, str] | None:
 
 def explain_pip(output: str) -> str:
     """Return what the output of a failed pip means."""
+    default = 'its message is above'
     if 'Building wheel' in output and not has_compiler():
-        return ('there is no C++ compiler ($CXX or c++) for a package without a wheel that fits: '
-                'sudo apt-get install -y g++ python3-dev')
+        default = ('there is no C++ compiler ($CXX or c++) for a package without a wheel that fits: '
+                   'sudo apt-get install -y g++ python3-dev')
     return next((text for pattern, text in PIP_FAILURES.items() if re.search(pattern, output)),
-                'its message is above')
+                default)
 
 
 def has_compiler() -> bool:
@@ -83,37 +84,42 @@ def has_compiler() -> bool:
 
 def fill_in(template: str, facts: Facts) -> str:
     """Return the remedy of a template; in the project's own environment one command repairs all."""
-    stack = facts.stack or STACKS['onedl']
     if facts.project_stack:
         return re.sub(r'\{.*', facts.project_stack.command + ' --repair', template)
-    found = facts.distributions
-    torch, _, flavour = found.get('torch', '').partition('+')
-    minor = int(torch.split('.')[1]) if torch.startswith('2.') else 99
-    torchvision = 'torchvision'
-    if minor < 99:  # the minor versions of the two run in step
-        index = f' --index-url https://download.pytorch.org/whl/{flavour}' if flavour else ''
-        torchvision = f'"torchvision==0.{minor + 15}.*"{index}'
-    opencv = [name for name in ('opencv-python', 'opencv-python-headless') if name in found]
-    built_for = STACKS['upstream' if minor < 3 else 'onedl']  # numpy 1, numpy 2
+    found, stack = facts.distributions, facts.stack or STACKS['onedl']
+    torch, opencv = found.get('torch', ''), found.get('opencv-python', '*')
+    fits_torch = STACKS['upstream' if re.match(r'1\.|2\.[012]\.', torch) else 'onedl']
+    variants = {'opencv-python', 'opencv-python-headless'} & found.keys() or {'opencv-python'}
     return template.format(
         pip=f'{facts.python} -m pip',
-        torch=f'torch=={torch}' if torch else 'torch',
-        torchvision=torchvision,
-        numpy_opencv=' '.join(built_for.pinned('numpy', *(opencv or ['opencv-python']))),
-        headless=f'"opencv-python-headless=={found.get("opencv-python", "*")}"',
+        torch='torch==' + torch.partition('+')[0] if torch else 'torch',
+        torchvision=match_torchvision(torch),
+        numpy_opencv=' '.join(fits_torch.pinned('numpy', *sorted(variants))),
+        headless=f'"opencv-python-headless=={opencv}"',
         mmcv=build_mmcv(facts),
         tested=' '.join(stack.pinned('torch', 'torchvision', 'numpy', stack.packages['mmengine'])),
         environment=stack.command)
 
 
+def match_torchvision(torch: str) -> str:
+    """Return the torchvision that fits a torch: their minor versions run in step."""
+    found = re.match(r'2\.(\d+)\.\d+(?:\+(\w+))?', torch)
+    if found is None:
+        return 'torchvision'
+    minor, flavour = found.groups()
+    index = f' --index-url https://download.pytorch.org/whl/{flavour}' if flavour else ''
+    return f'"torchvision==0.{int(minor) + 15}.*"{index}'
+
+
 def install_module(module: str, facts: Facts) -> str:
     """Return the template of the command that installs a missing module."""
-    packages = facts.stack.packages if facts.stack else dict.fromkeys(UPSTREAM)
-    if packages.get(module, module) is None:
+    if module in UPSTREAM and facts.stack is None:
         return ''  # the finding on the family has the command
-    given = {**packages, 'torchvision': '{torchvision}', 'cv2': '{numpy_opencv}',
-             'xvit_mm': f'--no-deps -e {ROOT}'}
-    return '{mmcv}' if module == 'mmcv' else '{pip} install ' + given.get(module, module)
+    if module == 'mmcv':
+        return '{mmcv}'
+    given = {'torchvision': '{torchvision}', 'cv2': '{numpy_opencv}',
+             'xvit_mm': f'--no-deps -e {ROOT}', **(facts.stack.packages if facts.stack else {})}
+    return '{pip} install ' + given.get(module, module)
 
 
 def build_mmcv(facts: Facts) -> str:
