@@ -234,7 +234,7 @@ def slow(stack, python):
 environment.run_steps = slow
 environment.install.find_python = lambda *args: sys.executable
 Stack.is_ready = lambda self: self.stamp.exists()
-sys.exit(environment.guarded(lambda: environment.ensure() and 0))
+sys.exit(environment.run_guarded(lambda: environment.ensure() and 0))
 '''
 
 

@@ -199,7 +199,7 @@ def test_a_failed_demo_gives_one_message_and_a_non_zero_exit(
     commands: SimpleNamespace, capfd: pytest.CaptureFixture,
 ) -> None:
     write_programs(commands.root, 'import sys; sys.exit("no such dataset")')
-    assert commands.environment.guarded(commands.quickstart.main) == 1
+    assert commands.environment.run_guarded(commands.quickstart.main) == 1
     errors = capfd.readouterr().err
     assert 'no such dataset' in errors and 'ended with status 1' in errors
     assert 'Traceback' not in errors

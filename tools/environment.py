@@ -97,7 +97,7 @@ def ensure(key: str = 'onedl', *, repair: bool = False, python: str | None = Non
     return stack
 
 
-def guarded(action: Callable[[], int]) -> int:
+def run_guarded(action: Callable[[], int]) -> int:
     """Run a command; errors become one paragraph and a non-zero exit status."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # a kill ends it as Ctrl-C does
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -114,7 +114,7 @@ def guarded(action: Callable[[], int]) -> int:
         return 130
 
 
-def parser_of(program_doc: str, **options: object) -> argparse.ArgumentParser:
+def make_parser(program_doc: str, **options: object) -> argparse.ArgumentParser:
     """Return a parser with the option that chooses an environment."""
     parser = argparse.ArgumentParser(
         description=program_doc, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -125,7 +125,7 @@ def parser_of(program_doc: str, **options: object) -> argparse.ArgumentParser:
 
 def main() -> int:
     """Read the arguments and set up."""
-    parser = parser_of(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument('--repair', action='store_true', help='go through all steps')
     parser.add_argument('--python', help='interpreter to make a new environment with')
     args = parser.parse_args()
@@ -136,4 +136,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(guarded(main))
+    sys.exit(run_guarded(main))

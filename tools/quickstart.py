@@ -43,7 +43,7 @@ def last_ap() -> list[str]:
 
 def main() -> int:
     """Set up, run the demo, say where the results are."""
-    stack = environment.ensure(environment.parser_of(__doc__).parse_args().stack)
+    stack = environment.ensure(environment.make_parser(__doc__).parse_args().stack)
     work_dir = ROOT / WORK_DIR
     run('make the demo images: half a minute', MAKE_DATA, stack)
     run('train RetinaNet with a small CrossFormer: about 6 min on 2 cores',
@@ -58,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(environment.guarded(main))
+    sys.exit(environment.run_guarded(main))

@@ -19,7 +19,7 @@ from bootstrap.stacks import ROOT
 
 def read_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
     """Return the key of the stack and the arguments for pytest; a mistake ends the program."""
-    parser = environment.parser_of(
+    parser = environment.make_parser(
         __doc__, usage='selftest.py [--stack STACK] [--quick | --all] [options of pytest]',
         allow_abbrev=False)
     which = parser.add_mutually_exclusive_group()
@@ -46,4 +46,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(environment.guarded(main))
+    sys.exit(environment.run_guarded(main))
