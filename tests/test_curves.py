@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from toy_runner import toy_runner
 
 from xvit_mm.engine import ClassificationLoss
-from xvit_mm.engine.hooks.curves import MAIN_METRICS, draw_curves, main_metrics, read_history
+from xvit_mm.engine.hooks.curves import MAIN_METRICS, draw_curves, main_metrics
+from xvit_mm.engine.hooks.run_history import read_history
 
 
 def test_a_resumed_run_shows_one_continuous_curve(tmp_path):

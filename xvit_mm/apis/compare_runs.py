@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from xvit_mm.engine.hooks.curves import MAIN_METRICS, History, main_metrics, read_history, smooth
+from xvit_mm.engine.hooks.curves import MAIN_METRICS, main_metrics, smooth
+from xvit_mm.engine.hooks.run_history import History, read_history
 from xvit_mm.utils.config import ConfigError
 from xvit_mm.utils.files import check_writable, replaced_whole
 

@@ -1,13 +1,10 @@
 """Losses and validation metrics of a whole run, resumed or not, as one picture."""
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,18 +16,15 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from xvit_mm.registry import HOOKS
 
+from .run_history import TRAINING, History, Series, read_history, record_start
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAIN_METRICS = (r'mAP(_50)?$', r'AP50$', r'm(IoU|Dice|Fscore)$', r'[am]Acc$', r'accuracy/top\d+$')
 
-TRAINING = 'training '  # before the name of an accuracy on training images
-
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#7A5C00', '#555555')
 _MAX_LINES = len(_COLORS)
-_START_FILE = 'start.json'  # beside the scalars: the iteration that a run went on from
-
-Series = dict[int, float]  # iteration to value
 
 
 @HOOKS.register_module()
@@ -65,7 +59,7 @@ class CurvesHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._is_training = True
-        _record_start(runner)
+        record_start(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         if self._is_training:
@@ -87,51 +81,6 @@ class CurvesHook(Hook):
             draw_curves(history, path, title=path.parent.name)
         except OSError as error:  # a full disk must not end a run
             print_log(f'the curves were not written: {error}', 'current', logging.WARNING)
-
-
-@dataclass
-class History:
-    """What a run has logged so far, by name and iteration."""
-
-    losses: dict[str, Series] = field(default_factory=dict)
-    metrics: dict[str, Series] = field(default_factory=dict)
-
-    def forget_after(self, iteration: int) -> None:
-        """Drops what was logged beyond `iteration`."""
-        for curves in (self.losses, self.metrics):
-            for name, series in curves.items():
-                curves[name] = {step: value for step, value in series.items() if step <= iteration}
-
-
-def read_history(work_dir: str | os.PathLike, iterations_per_val_step: int | None = 1) -> History:
-    """Read the scalars of all runs in `work_dir`, the oldest first; a later run counts.
-
-    Args:
-        iterations_per_val_step: what one step of a validation's line stands for: 1 where metrics
-            are logged by iteration, the length of an epoch where they are logged by epoch. With
-            None a validation is placed at the last training iteration logged before it.
-    """
-    history, last = History(), 0
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):  # named after their time
-        start = next(_json_lines(path.with_name(_START_FILE)), {}).get('iter')
-        if start is not None:
-            history.forget_after(start)
-        iteration = None
-        for line in _json_lines(path):
-            if _is_train(line):
-                iteration = line['step']
-                if iteration <= last:  # resumed without a record of where
-                    history.forget_after(iteration - 1)
-                last = iteration
-                _add(history.losses, _scalars(line, 'train/', wants_loss=True), iteration)
-                _add(history.metrics, _training_accuracies(line), iteration)
-            else:
-                scale = iterations_per_val_step
-                done = line.get('step', 0) * scale if scale else iteration
-                if done:  # a validation apart from any training has step 0
-                    _add(history.losses, _scalars(line, 'val/', wants_loss=True), done)
-                    _add(history.metrics, _scalars(line, 'val/', wants_loss=False), done)
-    return history
 
 
 def draw_curves(history: History, path: Path, *, title: str = '') -> None:
@@ -217,46 +166,3 @@ def _iterations_per_val_step(runner: Runner) -> int | None:
         return 1
     is_by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
     return len(runner.train_dataloader) if is_by_epoch else None
-
-
-@master_only
-def _record_start(runner: Runner) -> None:
-    path = Path(runner.log_dir, 'vis_data', _START_FILE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({'iter': runner.iter}))
-
-
-def _json_lines(path: Path) -> Iterator[dict]:
-    for text in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # cut off when the run was killed
-            continue
-        if isinstance(line, dict):
-            yield line
-
-
-def _is_train(line: dict) -> bool:
-    return 'iter' in line and 'step' in line
-
-
-def _scalars(line: dict, prefix: str, *, wants_loss: bool) -> Iterator[tuple[str, float]]:
-    for key, value in line.items():
-        name = key.removeprefix(prefix)
-        is_number = isinstance(value, (int, float)) and math.isfinite(value)
-        if not is_number or name in ('step', 'iter', 'epoch', 'time', 'data_time', 'memory'):
-            continue
-        # COCO reports -1 where a metric is undefined.
-        if ('loss' in name) == wants_loss and (wants_loss or value != -1):
-            yield name, value
-
-
-def _training_accuracies(line: dict) -> Iterator[tuple[str, float]]:
-    for name, value in _scalars(line, 'train/', wants_loss=False):
-        if name.startswith('accuracy'):
-            yield f'{TRAINING}{name}', value
-
-
-def _add(curves: dict[str, Series], scalars: Iterator[tuple[str, float]], iteration: int) -> None:
-    for name, value in scalars:
-        curves.setdefault(name, {})[iteration] = value
