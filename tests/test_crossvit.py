@@ -20,11 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from versions import unfused_attention
 
+from xvit_mm.apis.command_line import config_arguments
 from xvit_mm.checkpoints import CROSSVIT_NAMES, CheckpointError, load_official
+from xvit_mm.checkpoints.catalogue import official_classifier
 from xvit_mm.models import CrossViT
 from xvit_mm.models.backbones.crossvit import branch_grids
 from xvit_mm.models.layers import FUSIONS, CrossAttention
 from xvit_mm.models.necks.branch_pyramid import BranchPyramid
+from xvit_mm.utils.config import load_config
 
 # --- other people's outputs --------------------------------------------------------------------
 
@@ -120,6 +123,16 @@ def test_branch_grids_follow_the_image(size, branch, small, large):
 ])
 def test_grids_of_other_patch_sizes_are_of_one_scale(size, branch, patch_sizes, small, large):
     assert branch_grids(size, branch, patch_sizes) == (small, large)
+
+
+def test_a_number_on_the_command_line_names_a_variant():
+    arguments = config_arguments('').parse_args(['CONFIG', '--cfg-options', 'model.backbone.arch=15'])
+    cfg = load_config('crossvit_9_imagenet', arguments.cfg_options)
+    with torch.device('meta'):
+        assert CrossViT(15).settings == CrossViT('15').settings
+        with pytest.raises(ValueError, match="no arch 16; choose from 'tiny'"):
+            CrossViT(16)
+    assert official_classifier(cfg.model.backbone) == 'official://crossvit_15_224'
 
 
 @pytest.mark.parametrize('arch, given, taken', [
@@ -329,7 +342,7 @@ def test_layer_depths_count_blocks_of_the_deeper_branch():
 
 @pytest.mark.parametrize('wrong, message', [
     (dict(arch='medium'), "no arch 'medium'; choose from 'tiny', 'small'"),
-    (dict(arch=18), "no arch 18; choose from .*'18'"),
+    (dict(arch=16), "no arch 16; choose from .*'18'"),
     (dict(arch=dict(embed_dims=(8, 16))), r'embed_dims=\(8, 16\): num_heads=6 must divide'),
     (dict(arch=TINY | dict(width=3)), r"unknown entries \['width'\]"),
     (dict(arch=TINY | dict(num_heads=3)), 'num_heads=3 must divide'),

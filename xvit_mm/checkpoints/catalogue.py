@@ -103,7 +103,7 @@ def official_classifier(backbone: Mapping[str, Any]) -> str:
         return _STARTS[kind] + depth
     known = [released for released in catalogue().values() if released.backbone == kind]
     for released in known:
-        if released.arch == variant.get('arch'):
+        if released.arch == str(variant.get('arch')):
             return released.address
     if not known:
         raise CheckpointError(

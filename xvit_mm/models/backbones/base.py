@@ -128,6 +128,8 @@ class Backbone(BaseModule):
         """
         differing = arch if isinstance(arch, Mapping) else {}
         name = cls.default_arch if isinstance(arch, Mapping) else arch
+        if isinstance(name, int):  # what --cfg-options makes of a name such as 15
+            name = str(name)
         if not isinstance(name, str) or name not in cls.variants:
             raise ValueError(
                 f'{cls.__name__} has no arch {arch!r}; choose from '
