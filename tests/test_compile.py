@@ -62,11 +62,39 @@ def test_twenty_sizes_take_at_most_two_graphs(name, backend):
 
 @pytest.mark.parametrize('name, sizes', [
     ('padded_tables', (13, 9, 3, 3, 2)), ('padded_tables', (4, 3, 4, 3, 1)),
+    ('exact_tables', (13, 9, 3, 2)), ('exact_tables', (4, 3, 4, 2)),
     ('padded_order', (7, 10)), ('padded_order', (1, 1)), ('padded_places', (7, 10)),
 ])
 def test_tables_have_the_shapes_that_graphs_reckon_with(name, sizes):
     operation = getattr(torch.ops.xvit_mm, name).default
     torch.library.opcheck(operation, (*sizes, torch.device('cpu')))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('size', [(13, 9), (6, 6), (4, 3)], ids=str)
+def test_attention_in_groups_has_the_shape_that_graphs_reckon_with(size):
+    qkv, bias = torch.randn(2, size[0] * size[1], 48), torch.randn(2, 25)
+    if min(size) <= 3:
+        bias = torch.randn(2, (2 * size[0] - 1) * (2 * size[1] - 1))
+    operation = torch.ops.xvit_mm.attend_in_groups.default
+    torch.library.opcheck(operation, (qkv, bias, *size, 3, 2, 2))
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_compiled_inference_on_a_cpu_attends_to_groups_without_padding(training):
+    targets = set()
+
+    def backend(graph, inputs):
+        targets.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    model = backbone('CrossFormer').train(training)
+    compile_anew(model, backend)
+    with torch.set_grad_enabled(training):
+        model(torch.randn(2, 3, 130, 150))
+    names = {name for name in ('attend_in_groups', 'padded_tables')
+             if any(name in target for target in targets)}
+    assert names == ({'padded_tables'} if training else {'attend_in_groups'})
 
 
 @pytest.mark.slow

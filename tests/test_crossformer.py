@@ -37,20 +37,24 @@ class Classifier(nn.Module):
         return self.head(self.backbone(x))
 
 
-@pytest.fixture(params=['exact', 'padded border', 'symbolic'])
+@pytest.fixture(params=['exact', 'padded border', 'symbolic', 'opaque'])
 def formulation(request, monkeypatch):
-    """The ways to attend within groups: a CPU's, a GPU's, and that of exported models."""
+    """The ways to attend within groups: a CPU's, a GPU's, that of exported models, and that of
+    models compiled for inference on a CPU."""
     monkeypatch.setattr(grouping._groupings, '_entries', OrderedDict())
     if request.param == 'padded border':
         monkeypatch.setattr(grouping, 'calls_are_dear', lambda device: True)
     elif request.param == 'symbolic':
         monkeypatch.setattr(grouping, 'sizes_are_symbolic', lambda: True)
+    elif request.param == 'opaque':
+        for name in ('is_compiling', 'sizes_are_symbolic'):
+            monkeypatch.setattr(grouping, name, lambda: True)
 
 
 def attended(module: GroupedAttention, x, group: int, interval: int) -> torch.Tensor:
     groups = group_tokens(*x.shape[1:3], group, interval, x.device)
     table = position_biases([module.position_bias], groups.offsets)[0]
-    return module(x, groups, table[groups.pairs.long()].T)
+    return module(x, groups, groups.pair_biases(table.T[None])[0])
 
 
 # Oracles: the papers' words as loops over single tokens, in float64.

@@ -101,12 +101,15 @@ def _crossformer(backbone: nn.Module, images: Tensor, pixel: tuple[float, float]
         for offset, kind in enumerate(('SDA', 'LDA')):
             blocks = list(stage.blocks)[offset::2]
             if blocks:
-                wanted[blocks[-1].attn] = f'stage {i + 1}, {kind}'
-    calls = _inputs_of(wanted, backbone, images[:1])
+                wanted[blocks[-1]] = f'stage {i + 1}, {kind}'
+    attentions = [block.attn for block in wanted]
+    calls = _inputs_of([*wanted, *attentions], backbone, images[:1])
     maps = {}
-    for attention, title in wanted.items():
-        x, y = _at(pixel, calls[attention][0].shape[1:3])
-        row = attention_row(attention, calls[attention], y, x).mean(0)
+    for (block, title), attention in zip(wanted.items(), attentions):
+        size = calls[block][0].shape[1:3]
+        tokens, *others = calls[attention]
+        x, y = _at(pixel, size)
+        row = attention_row(attention, (tokens.unflatten(1, size), *others), y, x).mean(0)
         maps[title] = torch.where(row > 0, row, torch.nan)
     return maps
 

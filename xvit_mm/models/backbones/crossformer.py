@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -28,9 +27,8 @@ from typing_extensions import Unpack
 from xvit_mm.checkpoints import CROSSFORMER_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import (MLP, DynamicPositionBias, EvalCache, Grouping, Run, attend, call, group_tokens,
+from ..layers import (MLP, DynamicPositionBias, EvalCache, Grouping, Run, call, group_tokens,
                       position_biases)
-from ..layers.attention import attends_fused, split_heads
 from ..layers.cache import sizes_are_symbolic
 from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_drop_path_rate, check_numbers,
                         drop_path_rates)
@@ -119,8 +117,8 @@ def _convolve(conv: Any, x: Tensor) -> Tensor:
 class GroupedAttention(nn.Module):
     """Multi-head attention within groups of tokens, with DPB (paper eq. 3).
 
-    [B, H, W, C] to the same. The grouping alone decides whether it is SDA or LDA; `bias` is the
-    position bias of its pairs of tokens, [heads, len(grouping.pairs)].
+    [B, H, W, C] or [B, H * W, C] to the same. The grouping alone decides whether it is SDA or LDA;
+    `bias` is the position bias of this block, from `Grouping.pair_biases`.
     """
 
     def __init__(self, embed_dims: int, num_heads: int) -> None:
@@ -131,20 +129,12 @@ class GroupedAttention(nn.Module):
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor, grouping: Grouping, bias: Tensor) -> Tensor:
-        tokens = x.flatten(1, 2)
+        tokens = x.flatten(1, -2)
         # Without padding there is less to gather before the projection: 1.04 x per training step.
         qkv = (grouping.gather(self.qkv(tokens)) if grouping.padded else
                self.qkv(grouping.gather(tokens)))
-        # No -1 in these shapes, which would be ambiguous for an empty batch.
-        parts = [self._attend(*group).reshape(x.shape[0], part.count * part.tokens, x.shape[3])
-                 for part, group in zip(grouping.parts, grouping.split(qkv, bias))]
-        out = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        out = grouping.attend(qkv, bias, self.num_heads)
         return self.proj(grouping.scatter(out)).view(x.shape)
-
-    def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """qkv [groups, N, 3 C] to [groups, N, C]."""
-        query, key, value = split_heads(qkv, self.num_heads, copy=not attends_fused(bias))
-        return rearrange(attend(query, key, value, bias), 'g h n d -> g n (h d)')
 
 
 class ActivationCooling(nn.Module):
@@ -177,9 +167,11 @@ class CrossFormerBlock(nn.Module):
         self.cooling = ActivationCooling(embed_dims) if cooling else nn.Identity()
 
     def forward(self, x: Tensor, grouping: Grouping, bias: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), grouping, bias))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return self.cooling(x)
+        # As a map, tokens would make compiled layers divide each index by symbolic sizes.
+        tokens = x.flatten(1, 2)
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), grouping, bias))
+        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return self.cooling(tokens.view(x.shape))
 
 
 class CrossFormerStage(EvalCache):
@@ -224,7 +216,7 @@ class CrossFormerStage(EvalCache):
         return x
 
     def _position_biases(self, groupings: Sequence[Grouping]) -> list[Tensor]:
-        """The bias of every pair of tokens that attend to each other, [heads, pairs] per block."""
+        """`Grouping.pair_biases` of each block."""
         blocks: list[Any] = list(self.blocks)
         modules: list[DynamicPositionBias] = [block.attn.position_bias for block in blocks]
         # Both groupings have the same offsets, and so have all maps larger than a group.
@@ -233,7 +225,7 @@ class CrossFormerStage(EvalCache):
             sides, lambda: position_biases(modules, offsets).transpose(1, 2),
             weights=(p for module in modules for p in module.parameters()))
         # The single block of a stage is at short distance; exporters cannot write an empty unbind.
-        biases = [table[i::2][:, :, grouping.pairs].unbind()
+        biases = [grouping.pair_biases(table[i::2]).unbind()
                   for i, grouping in enumerate(groupings[:len(modules)])]
         return [biases[i % 2][i // 2] for i in range(len(modules))]
 

@@ -13,7 +13,8 @@ the output of a padded query is dropped, so there are several ways to the same r
     all groups padded, sizes symbolic       1 attention call; everything masked      export, compile
 
 A CPU pays for every padded query, a GPU for every call, and a compiled or exported graph must not
-depend on which shapes a size happens to give.
+depend on which shapes a size happens to give. A model that is compiled for inference on a CPU does
+as one that is not: its graph holds attention as one operation and does not look into it.
 """
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from .cache import SizeCache, is_exporting, opaque_to_compile, sizes_are_symbolic
+from .attention import attend, attends_fused, split_heads
+from .cache import SizeCache, is_compiling, is_exporting, opaque_to_compile, sizes_are_symbolic
 
 # Added to the logits of padded keys: exp() of it is zero, and float16 can hold it.
 MASKED = -3e4
@@ -86,6 +89,19 @@ class Grouping:
                 bias = bias + part.mask.to(bias.dtype).repeat(batch, 1, 1, 1)
             yield chunk.reshape(batch * part.count, part.tokens, chunk.shape[2]), bias
 
+    def pair_biases(self, tables: Tensor) -> Tensor:
+        """[blocks, heads, D], the biases of `offsets`, to what `attend` takes of each block: the
+        biases of `pairs`, [blocks, heads, len(pairs)]."""
+        return tables[:, :, self.pairs]
+
+    def attend(self, qkv: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+        """Attention within the groups: [B, T, 3 C] in group order to [B, T, C]."""
+        # No -1 in these shapes, which would be ambiguous for an empty batch.
+        parts = [_attend(chunk, chunk_bias, num_heads).reshape(
+                     qkv.shape[0], part.count * part.tokens, qkv.shape[2] // 3)
+                 for part, (chunk, chunk_bias) in zip(self.parts, self.split(qkv, bias))]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
     @property
     def padded(self) -> bool:
         return any(part.mask is not None for part in self.parts)
@@ -107,11 +123,17 @@ def group_tokens(
     """
     arguments = height, width, group_size, interval, device
     if sizes_are_symbolic():
-        return _group_padded(*arguments)
-    return _groupings.get(arguments, lambda: _group_exactly(*arguments))
+        compiles = is_compiling() and not is_exporting()
+        opaque = compiles and not torch.is_grad_enabled() and not calls_are_dear(device)
+        return _group_opaquely(*arguments) if opaque else _group_padded(*arguments)
+    return _group_once(*arguments)
 
 
 _groupings: SizeCache[Grouping] = SizeCache(CACHE_BYTES)
+
+
+def _group_once(*arguments: Any) -> Grouping:
+    return _groupings.get(arguments, lambda: _group_exactly(*arguments))
 
 
 def _group_exactly(
@@ -203,6 +225,69 @@ def _pair_offsets(
     return (rows * (2 * sides[1] - 1) + columns).flatten()
 
 
+@dataclass(frozen=True)
+class OpaqueGrouping(Grouping):
+    """A grouping without padding in a graph whose sizes are symbolic; attention has no gradient.
+
+    Its `parts` and `pairs`, which are empty here, are known only when the graph is run.
+
+    sizes: height, width, group size and interval, the arguments of `group_tokens`.
+    """
+
+    sizes: tuple[int, int, int, int]
+
+    def pair_biases(self, tables: Tensor) -> Tensor:
+        """As they are: `attend` takes the biases of `offsets`, [heads, D]."""
+        return tables
+
+    def attend(self, qkv: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+        return _attend_in_groups(qkv, bias, *self.sizes, num_heads)
+
+
+def _group_opaquely(
+    height: int, width: int, group_size: int, interval: int, device: torch.device
+) -> OpaqueGrouping:
+    sizes = height, width, group_size, interval
+    order, inverse, offsets = _exact_tables(*sizes, device)
+    sides, _ = _symbolic_group(*sizes)
+    return OpaqueGrouping(order, inverse, (), sides, offsets, order[:0], sizes)
+
+
+def _exact_tables(
+    height: int, width: int, group_size: int, interval: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Order, inverse and offsets of the `Grouping` of known sizes."""
+    grouping = _group_once(height, width, group_size, interval, device)
+    # Copies, for a graph may write its own results where it does not need them any more.
+    return grouping.order.clone(), grouping.inverse.clone(), grouping.offsets.clone()
+
+
+def _exact_shapes(
+    height: int, width: int, group_size: int, interval: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    (rows, columns), _ = _symbolic_group(height, width, group_size, interval)
+    indices = partial(torch.empty, height * width, dtype=torch.int32, device=device)
+    number = (2 * rows - 1) * (2 * columns - 1)
+    return indices(), indices(), torch.empty(number, 2, device=device)
+
+
+def _attend_in_groups(
+    qkv: Tensor, bias: Tensor, height: int, width: int, group_size: int, interval: int,
+    num_heads: int
+) -> Tensor:
+    """`Grouping.attend` for a map of `height` x `width`; bias: [heads, D], of `offsets`."""
+    grouping = _group_once(height, width, group_size, interval, qkv.device)
+    return grouping.attend(qkv, grouping.pair_biases(bias[None])[0], num_heads)
+
+
+def _attended_shape(qkv: Tensor, *others: Any) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
+
+
+_exact_tables = opaque_to_compile(_exact_tables, _exact_shapes)
+_attend_in_groups = opaque_to_compile(_attend_in_groups, _attended_shape)
+
+
 def _group_padded(
     height: int, width: int, group_size: int, interval: int, device: torch.device
 ) -> Grouping:
@@ -250,7 +335,7 @@ def _symbolic_group(
     """Height and width of the groups of a map, and the interval between their tokens."""
     if not (torch.jit.is_tracing() or is_exporting()):
         # torch.compile notes which branch it was, and compiles again for the other one.
-        is_one = min(height, width) <= group_size
+        is_one = torch.sym_min(height, width) <= group_size
         return ((height, width), 1) if is_one else ((group_size, group_size), interval)
     # The file must hold for both: they are values that it computes, of which nothing is known.
     if not torch.jit.is_tracing():
@@ -296,6 +381,12 @@ _padded_tables = opaque_to_compile(_padded_tables, _table_shapes)
 def _remainder(x: Tensor, divisor: int) -> Tensor:
     # The new exporter to ONNX has no remainder by a number that the graph computes.
     return x - x // divisor * divisor
+
+
+def _attend(qkv: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    """qkv [groups, N, 3 C] and bias [1 or groups, heads, N, N] to [groups, N, C]."""
+    query, key, value = split_heads(qkv, num_heads, copy=not attends_fused(bias))
+    return rearrange(attend(query, key, value, bias), 'g h n d -> g n (h d)')
 
 
 def _select(tokens: Tensor, index: Tensor, inverse: Tensor | None) -> Tensor:
