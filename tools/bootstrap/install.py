@@ -157,23 +157,15 @@ def install_torch(stack: Stack) -> str:
 def install_mmcv(stack: Stack) -> str:
     """Get mmcv with ops that work in this torch: keep the present one, take pip's, or build it.
 
-    A wheel does not say which torch it was built for, and neither does a build in pip's cache.
+    A wheel does not say which torch it was built for.
     """
-    name = stack.mmcv
     stack.ops.unlink(missing_ok=True)  # it hides the GPU
     wanted = choose_ops(stack)
     hidden = {} if wanted == 'cuda' else {'CUDA_VISIBLE_DEVICES': ''}  # else it builds for CUDA
-    ways = {'installed': (), 'compiled': ('--no-binary', name)}
-    if stack.installed().get(name) == stack.pins[name]:
-        ways = {'already there': None, **ways}
-    for way, options in ways.items():
-        if options is not None:
-            if name in stack.installed():
-                pip(stack, 'uninstall', '-y', name)
-            pip(stack, 'install', '--no-cache-dir', '--no-build-isolation', *stack.pinned(name),
-                *options, **hidden, MMCV_WITH_OPS='1', FORCE_CUDA=str(int(wanted == 'cuda')),
-                CFLAGS=(os.environ.get('CFLAGS', '') + ' -g0').strip(),  # takes half the time
-                MAX_JOBS=str(count_jobs()))
+    is_present = stack.installed().get(stack.mmcv) == stack.pins[stack.mmcv]
+    for way in ('already there', 'installed', 'compiled')[not is_present:]:
+        if way != 'already there':
+            reinstall_mmcv(stack, wanted, compiled=way == 'compiled', **hidden)
         use_opencv_that_loads(stack)
         record = probe(stack, 'mmcv.ops', **hidden)
         ops = 'cpu' if record.get('cuda') == 'not available' else 'cuda'
@@ -183,6 +175,17 @@ def install_mmcv(stack: Stack) -> str:
     raise SetupError('mmcv was compiled, but its ops do not work: '
                      f'{record.get("error", "they are for the CPU only")}. `python3 '
                      f'tools/doctor.py --python {stack.folder}/bin/python` may know the reason.')
+
+
+def reinstall_mmcv(stack: Stack, ops: str, *, compiled: bool, **variables: str) -> None:
+    """Replace mmcv by pip's, a wheel or a build; never by a build in the cache, for any torch."""
+    name = stack.mmcv
+    if name in stack.installed():
+        pip(stack, 'uninstall', '-y', name)
+    options = ('--no-binary', name) if compiled else ()
+    pip(stack, 'install', '--no-cache-dir', '--no-build-isolation', *stack.pinned(name), *options,
+        **variables, MMCV_WITH_OPS='1', FORCE_CUDA=str(int(ops == 'cuda')), MAX_JOBS=str(count_jobs()),
+        CFLAGS=(os.environ.get('CFLAGS', '') + ' -g0').strip())  # takes half the time
 
 
 def count_jobs() -> int:
