@@ -25,7 +25,7 @@ def run(stack: Stack, *command: str, **variables: str) -> int:
     """Run a command in the environment, its output on the terminal; return its exit status."""
     # Temporary files of its own: /tmp may be small, and would keep what a kill leaves behind.
     env = {**stack.variables(), 'TMPDIR': str(stack.scratch), **variables}
-    # It inherits the lock, which is so held until the last child has ended.
+    # The child inherits the lock, which stays held until the last process has ended.
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=env,
                              start_new_session=True, close_fds=False)
     try:
@@ -56,7 +56,7 @@ def pip(stack: Stack, *args: str, **variables: str) -> None:
 
 
 def probe(stack: Stack, name: str, **variables: str) -> dict[str, Any]:
-    """Import a module in the environment; return what probe.py tells of it."""
+    """Import a module in the environment; return what probe.py reports."""
     return gather(str(stack.python), [name], {**stack.variables(), **variables}).modules[name]
 
 
@@ -178,7 +178,7 @@ def install_mmcv(stack: Stack) -> str:
 
 
 def reinstall_mmcv(stack: Stack, ops: str, *, compiled: bool, **variables: str) -> None:
-    """Replace mmcv by pip's, a wheel or a build; never by a build in the cache, for any torch."""
+    """Replace mmcv by a wheel or a new build; pip's cache may hold a build for another torch."""
     name = stack.mmcv
     if name in stack.installed():
         pip(stack, 'uninstall', '-y', name)
@@ -218,7 +218,7 @@ def use_opencv_that_loads(stack: Stack) -> None:
 def install_rest(stack: Stack) -> str:
     """Install the other packages, and this one in editable form."""
     pip(stack, 'install', '--quiet', '--no-build-isolation', '--editable', f'.[{stack.key},dev]',
-        PYTHONWARNINGS='ignore')  # setuptools has some for whoever writes setup.py
+        PYTHONWARNINGS='ignore')  # setuptools' advice to the author of setup.py
     use_opencv_that_loads(stack)
     return admit_mmcv(stack) if stack.key == 'upstream-newest' else ''
 

@@ -153,10 +153,9 @@ def _query(
 
 
 def _follow_axes(size: tuple[int, int], pipeline: TestPipeline) -> list[tuple[float, float, int]]:
-    """(start, step, number) of x and y: of `number` pixels after the pipeline, i is start + step * i
-    before it.
+    """(start, step, number) of x and y: after the pipeline pixel i of `number` shows start + step * i.
 
-    An image of (height, width) whose values are its coordinates goes through the pipeline and tells.
+    Found by sending an image of (height, width) whose values are its coordinates through it.
     """
     height, width = size
     ramps = np.full((height, width, 3), 255, np.uint8)
