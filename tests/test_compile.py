@@ -2,6 +2,7 @@
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from small_models import TINY
 from torch import nn
 
 from xvit_mm.engine import Runner
+from xvit_mm.engine.hooks.compile import CompileHook
 from xvit_mm.registry import MODELS
+from xvit_mm.utils.config import ConfigError
 from xvit_mm.utils.config_options import use_compile
 
 eval_frame = pytest.importorskip('torch._dynamo.eval_frame')
@@ -207,6 +210,11 @@ def test_a_test_is_compiled_with_what_was_folded(tmp_path):
     runner.test()
     assert torch._dynamo.utils.counters['stats']['unique_graphs']
     torch.testing.assert_close(torch.cat(kept.kept), plain, rtol=1e-3, atol=1e-4)
+
+
+def test_a_runner_that_cannot_compile_while_testing_is_named():
+    with pytest.raises(ConfigError, match="SimpleNamespace compiles nothing .*'xvit_mm.Runner'"):
+        CompileHook().before_test(SimpleNamespace())
 
 
 def test_compile_on_the_command_line_keeps_the_settings_of_a_config():

@@ -160,6 +160,10 @@ def test_parts_of_an_openmmlab_model_add_up(config, parts):
     assert cost.parameters == sum(p.numel() for p in model.parameters())
 
 
+def test_images_have_the_channels_that_the_model_takes():
+    assert count_macs(torch.nn.Conv2d(5, 2, 1), 4) == 5 * 2 * 4**2
+
+
 def test_neck_and_head_of_a_detector_equal_the_count_by_hand():
     parts = measure_cost(MODELS.build(RETINANET), 64).parts
     pixels = [16 * 16, 8 * 8, 4 * 4, 2 * 2]

@@ -24,24 +24,24 @@ class Model(nn.Module):
         return self.backbone(x)[-1]
 
 
-def backbone(name: str) -> nn.Module:
+def backbone(name: str, **options: int) -> nn.Module:
     torch.manual_seed(0)
-    model = MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name]))
+    model = MODELS.build(dict(type=f'xvit_mm.{name}', **SMALL[name], **options))
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(norm.running_mean, -0.1, 0.1)
         nn.init.uniform_(norm.running_var, 0.5, 1.5)
     return model
 
 
-@pytest.mark.parametrize('name', ['XFormer', 'VTResNet'])
-def test_folding_is_on_a_copy_and_gives_the_same(name):
-    model = Model(backbone(name)).eval()
+@pytest.mark.parametrize('name, channels', [('XFormer', 3), ('VTResNet', 4)])
+def test_folding_is_on_a_copy_and_gives_the_same(name, channels):
+    model = Model(backbone(name, in_channels=channels)).eval()
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     prepared = prepare_for_inference(model)
     assert prepared is not model and prepared.head is model.head
     folded = sum(isinstance(m, nn.BatchNorm2d) for m in prepared.backbone.modules())
     assert folded < sum(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules()) / 4
-    image = torch.randn(2, 3, 50, 70)
+    image = torch.randn(2, channels, 50, 70)
     with torch.no_grad():
         torch.testing.assert_close(prepared(image), model(image), rtol=1e-3, atol=1e-4)
     for key, value in model.state_dict().items():

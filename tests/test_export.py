@@ -127,10 +127,12 @@ def test_every_part_has_its_outputs(kind, part, names):
 
 @needs_onnx
 @pytest.mark.training
-@pytest.mark.parametrize('kind', ['classifier', 'segmentor', 'retinanet', 'yolov3'])
-def test_files_hold_for_sizes_and_batches_that_the_export_did_not_see(kind, tmp_path):
+@pytest.mark.parametrize('kind, channels', [
+    ('classifier', 4), ('segmentor', 3), ('retinanet', 3), ('yolov3', 3)])
+def test_files_hold_for_sizes_and_batches_that_the_export_did_not_see(kind, channels, tmp_path):
     import onnx
     cfg = config(kind)
+    cfg.model.backbone.in_channels = channels
     torch.manual_seed(0)
     torch.save(dict(state_dict=build_model(cfg).state_dict()), tmp_path / 'weights.pth')
     path = tmp_path / 'new' / 'model.onnx'
@@ -140,7 +142,7 @@ def test_files_hold_for_sizes_and_batches_that_the_export_did_not_see(kind, tmp_
     assert [path] == list(path.parent.iterdir())
     graph = onnx.load(str(path)).graph
     shape = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
-    assert shape == ['batch', 3, 'height', 'width']
+    assert shape == ['batch', channels, 'height', 'width']
     notes = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
     assert notes['channels'] == ('BGR' if kind == 'segmentor' else 'RGB')
     assert len(notes['classes'].splitlines()) == {'yolov3': 80}.get(kind, 5)

@@ -264,6 +264,10 @@ def test_what_does_not_fit_a_classifier_is_named(tmp_path):
     with pytest.raises(ConfigError, match='no folder with images for train; looked for train'):
         use_own_data(cfg, tmp_path)
     root = class_folders(tmp_path)
+    (root / 'train' / '.ipynb_checkpoints').mkdir()
+    with pytest.raises(ConfigError, match='train/.ipynb_checkpoints would be a class; remove it'):
+        use_own_data(cfg, root)
+    (root / 'train' / '.ipynb_checkpoints').rmdir()
     shutil.rmtree(root / 'val' / 'emu')
     with pytest.raises(ConfigError, match="'emu' is a class in only one of"):
         use_own_data(cfg, root)

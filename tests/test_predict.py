@@ -146,6 +146,17 @@ def test_images_reach_the_model_as_in_training(loading, order, seen, weights):
     assert inputs[0][0].mean((1, 2)).argmax() == 'bgr'.index('b') + 2 * (seen == 'rgb')
 
 
+def test_a_model_of_grey_images_sees_the_luminance(weights, images):
+    cfg = config('classification')
+    cfg.model.backbone.in_channels = 1
+    cfg.data_preprocessor = dict(mean=[120.], std=[60.])
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
+    prediction, = Predictor(cfg, weights(cfg))([cv2.imread(str(images / 'a.png'))])
+    expected = expected_sample(cfg, weights(cfg), images / 'a.png').pred_score
+    # The decoder rounds some pixels the other way.
+    np.testing.assert_allclose(prediction.class_scores, expected, atol=2e-4)
+
+
 def test_names_of_classes_come_from_the_training_then_from_the_data_set(weights, tmp_path):
     cfg = config('detection')
     contents = torch.load(weights(cfg))

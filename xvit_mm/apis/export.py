@@ -12,6 +12,7 @@ from torch import nn
 
 from xvit_mm.utils.config import ConfigError
 from xvit_mm.utils.files import check_writable
+from xvit_mm.utils.images import image_channels
 
 from .build import build_model
 from .export_formats import (ExportError, Run, check_packages, open_onnx, open_program, write_onnx,
@@ -116,7 +117,8 @@ def compare(
     """Run an exported file and its module on random images of some shapes."""
     for batch, height, width in shapes:
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(batch, 3, height, width, generator=generator)
+        images = torch.randn(
+            batch, image_channels(module), height, width, generator=generator)
         for name, result, expected in zip(names, run(images), module(images)):
             if result.shape != expected.shape:
                 raise ExportError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.images import image_channels
 
 Size = tuple[int, int]
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -78,7 +79,8 @@ def write_onnx(
         # The tracer warns of every comparison, and of its own age.
         warnings.simplefilter('ignore')
         # The new exporter takes a batch of one for a constant.
-        torch.onnx.export(module, (torch.randn(2, 3, *size),), str(path), **options)
+        images = torch.randn(2, image_channels(module), *size)
+        torch.onnx.export(module, (images,), str(path), **options)
     if int8:
         _quantize(path)
     model = onnx.load(str(path))
@@ -181,10 +183,10 @@ def export_program(module: nn.Module, size: Size) -> Any:
     Raises:
         ExportError: the module does what a program for every size cannot do.
     """
+    images = torch.randn(2, image_channels(module), *size)
     with warnings.catch_warnings(), _explained_errors():
         warnings.simplefilter('ignore')
-        return torch.export.export(
-            AnySize(module), (torch.randn(2, 3, *size),), dynamic_shapes=_dynamic_shapes())
+        return torch.export.export(AnySize(module), (images,), dynamic_shapes=_dynamic_shapes())
 
 
 def open_program(path: Path) -> Run:

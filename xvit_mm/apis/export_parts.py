@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xvit_mm.utils.config import ConfigError
+from xvit_mm.utils.images import image_channels
 
 PARTS = ('backbone', 'raw', 'all')
 
@@ -43,10 +44,13 @@ class Part(nn.Module):
     @torch.no_grad()
     def output_names(self) -> list[str]:
         """Names of the outputs, in order."""
-        return self._names(self(torch.zeros(1, 3, 64, 64)))
+        return self._names(self(self._black_image()))
 
     def _names(self, outputs: tuple[Tensor, ...]) -> list[str]:
         raise NotImplementedError
+
+    def _black_image(self) -> Tensor:
+        return torch.zeros(1, image_channels(self), 64, 64)
 
 
 class Backbone(Part):
@@ -109,7 +113,7 @@ class Raw(Part):
         return tuple(level for levels in outputs for level in levels)
 
     def _names(self, outputs: tuple[Tensor, ...]) -> list[str]:
-        maps = self.model.extract_feat(torch.zeros(1, 3, 64, 64))
+        maps = self.model.extract_feat(self._black_image())
         levels = len(maps)
         kinds = len(outputs) // levels
         names = ['classes', 'boxes'] if kinds == 2 else [f'output{i}' for i in range(kinds)]

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -146,13 +147,16 @@ class TestPipeline:
         # Files are read as BGR; data sets that hold their images in memory give RGB, or say so.
         self.is_rgb = dataset.get('channel_order', 'rgb') == 'rgb' and not any(
             _name(step).endswith('FromFile') for step in loading)
+        self.is_grey = any(step.get('color_type') == 'grayscale' for step in loading)
         self.to_float = any(step.get('to_float32') for step in loading)
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             self.transforms = Compose([step for step in steps if not _is_loading(step)])
 
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
         """What the model's `test_step` takes, for an image [H, W, 3] of uint8 in BGR."""
-        if self.is_rgb:
+        if self.is_grey:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        elif self.is_rgb:
             image = np.ascontiguousarray(image[..., ::-1])
         if self.to_float:
             image = image.astype(np.float32)

@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from xvit_mm.models.layers.cache import without_shortcuts
 
+from .images import image_channels
+
 aten = torch.ops.aten
 
 
@@ -37,13 +39,15 @@ class Cost:
     parts: dict[str, 'Cost'] = field(default_factory=dict)
 
 
-def count_macs(model: nn.Module, input_size: int | Sequence[int], *, in_channels: int = 3) -> int:
+def count_macs(
+    model: nn.Module, input_size: int | Sequence[int], *, in_channels: int | None = None
+) -> int:
     """MACs of `model` for one image of `input_size`; see `measure_cost`."""
     return measure_cost(model, input_size, in_channels=in_channels).macs
 
 
 def measure_cost(
-    model: nn.Module, input_size: int | Sequence[int], *, in_channels: int = 3
+    model: nn.Module, input_size: int | Sequence[int], *, in_channels: int | None = None
 ) -> Cost:
     """Run `model` once in eval mode on an image of noise and count.
 
@@ -52,14 +56,14 @@ def measure_cost(
             of OpenMMLab, which runs without post-processing. The second stage of a detector
             counts with the proposals that its first stage makes of the noise, 1000 at most.
         input_size: side of a square, or (height, width), in pixels.
-        in_channels: of the image.
+        in_channels: of the image; default what the model's first convolution takes.
 
     Raises:
         ValueError: `input_size` is not one or two positive whole numbers.
     """
     height, width = _check_size(input_size)
     weight = next(model.parameters(), torch.empty(0))
-    images = torch.randn(1, in_channels, height, width).to(weight)
+    images = torch.randn(1, in_channels or image_channels(model), height, width).to(weight)
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with (
         _eval_mode(model), torch.no_grad(), without_shortcuts(), counter,

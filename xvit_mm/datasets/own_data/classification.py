@@ -42,9 +42,11 @@ def class_names(folder: Path) -> list[str]:
     """Return the class folders in the order of their indices.
 
     Raises:
-        ConfigError: fewer than two.
+        ConfigError: fewer than two, or a hidden one, which mmpretrain would take for a class.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if names and names[0].startswith('.'):
+        raise ConfigError(f'{folder / names[0]} would be a class; remove it')
     if len(names) < 2:
         raise ConfigError(f'{folder} has {len(names)} folders; it must have one for each class')
     return names

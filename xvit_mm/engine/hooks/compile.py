@@ -3,6 +3,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from xvit_mm.registry import HOOKS
+from xvit_mm.utils.config import ConfigError
 
 
 @HOOKS.register_module()
@@ -13,4 +14,12 @@ class CompileHook(Hook):
     priority = 'LOW'
 
     def before_test(self, runner: Runner) -> None:
+        """Compile the backbone.
+
+        Raises:
+            ConfigError: the runner is another one than `xvit_mm.Runner`.
+        """
+        if not hasattr(runner, 'compile_backbone'):
+            raise ConfigError(f'{type(runner).__name__} compiles nothing while it tests: choose '
+                              "runner_type='xvit_mm.Runner', or test without --compile")
         runner.compile_backbone()

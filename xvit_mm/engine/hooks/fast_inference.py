@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xvit_mm.registry import HOOKS
+from xvit_mm.utils.images import image_channels
 
 TOLERANCE = 1e-3
 TRIAL_SIZE = 64, 96
@@ -53,7 +54,8 @@ def prepare_for_inference(model: nn.Module) -> nn.Module:
 def _deviation(plain: nn.Module, folded: nn.Module) -> float:
     """The largest relative deviation of a map; NaN if any of them is."""
     weight = next(plain.parameters())
-    image = torch.randn(1, 3, *TRIAL_SIZE, generator=torch.Generator().manual_seed(0)).to(weight)
+    noise = torch.Generator().manual_seed(0)
+    image = torch.randn(1, image_channels(plain), *TRIAL_SIZE, generator=noise).to(weight)
     with torch.no_grad():
         pairs = zip(_maps(plain(image)), _maps(folded(image)))
         # Not by Python's max, which passes over a NaN.
