@@ -63,6 +63,9 @@ def test_the_tested_versions_give_nothing_to_repair(tools: SimpleNamespace, key:
      'cannot use numpy 2.*pip install numpy==1.26.4 opencv-python==4.11.0.86'),
     ('upstream', {}, {'torchvision': 'RuntimeError: operator torchvision::nms does not exist'},
      'broken torchvision .*belongs to another torch.*"torchvision==0.16.*"'),
+    # Of torchvision 0.16 beside torch 2.13.
+    ('onedl', {}, {'torchvision': "ModuleNotFoundError: No module named 'triton.backends'"},
+     'another torch.*--force-reinstall --no-deps "torchvision==0.27.*"'),
     ('onedl', {'torch': '2.12.1+cpu'}, {'torchvision': "RuntimeError: Couldn't load custom C++ ops."},
      'another torch.*"torchvision==0.27.*" --index-url https://download.pytorch.org/whl/cpu$'),
     ('onedl', {}, {'torch': SYMBOL}, 'does not fit the CUDA libraries.*torch==2.12.1 "torchvision'),

@@ -18,7 +18,7 @@ IMPORT_FAILURES = {
         'torch does not fit the CUDA libraries that are installed with it, or they are incomplete',
         '{pip} uninstall -y torch torchvision && {pip} install {torch} {torchvision}'),
     r"torchvision::nms|Couldn't load custom C\+\+ ops|partially initialized module .torchvision"
-    r'|^torchvision: .*(undefined symbol|libc10|libtorch|libcudart)': (
+    r"|^torchvision: .*(undefined symbol|libc10|libtorch|libcudart|No module named 'triton)": (
         'torchvision belongs to another torch, in version or in flavour (CPU or CUDA)',
         '{pip} install --force-reinstall --no-deps {torchvision}'),
     r'implementation for device cuda': (
