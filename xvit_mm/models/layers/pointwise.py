@@ -143,6 +143,9 @@ def add_weighted_sum(x: Tensor, value: Tensor, weights: Tensor) -> Tensor:
         sums = torch.baddbmm(pixels.flatten(1, 2), weights, value.transpose(1, 2))
         return sums.view(pixels.shape).permute(0, 3, 1, 2)
     base, value = (t.unflatten(1, (heads, -1)).flatten(0, 1) for t in (x.flatten(2), value))
+    if is_compiling() and torch.is_grad_enabled():
+        # Inductor of torch 2.12 stops at a view of symbolic size that the backward pass needs.
+        return x + torch.bmm(value, weights.flatten(0, 1)).view(x.shape)
     return torch.baddbmm(base, value, weights.flatten(0, 1)).view(x.shape)
 
 
