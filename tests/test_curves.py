@@ -6,14 +6,16 @@ import cv2
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_runner import toy_runner
+from toy_runner import mmengine_resumes, toy_runner
 
 from xvit_mm.engine import ClassificationLoss
 from xvit_mm.engine.hooks.curves import MAIN_METRICS, draw_curves, main_metrics
 from xvit_mm.engine.hooks.run_history import read_history
 
+__all__ = ['mmengine_resumes']  # a fixture
 
-def test_a_resumed_run_shows_one_continuous_curve(tmp_path):
+
+def test_a_resumed_run_shows_one_continuous_curve(tmp_path, mmengine_resumes):
     toy_runner(tmp_path, 'CurvesHook', length=2).train()
     first = (tmp_path / 'curves.png').read_bytes()
     toy_runner(tmp_path, 'CurvesHook', length=4, resume=True).train()
@@ -31,7 +33,7 @@ def test_metrics_of_a_run_by_iteration_stand_at_their_iteration(tmp_path):
     assert (tmp_path / 'curves.png').is_file()
 
 
-def test_what_was_logged_right_before_the_resumed_iteration_is_kept(tmp_path):
+def test_what_was_logged_right_before_the_resumed_iteration_is_kept(tmp_path, mmengine_resumes):
     settings = dict(by_epoch=False, log_interval=3)
     toy_runner(tmp_path, 'CurvesHook', length=4, **settings).train()
     toy_runner(tmp_path, 'CurvesHook', length=9, resume=True, **settings).train()

@@ -9,11 +9,12 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
-from toy_runner import ToyMetric
+from toy_runner import ToyMetric, mmengine_resumes
 
 from xvit_mm.engine.hooks import MultiScaleHook
 from xvit_mm.utils.config import ConfigError
 
+__all__ = ['mmengine_resumes']  # a fixture
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -86,7 +87,7 @@ def test_training_batches_have_the_size_of_their_iteration_and_validation_its_ow
     assert all(mean == pytest.approx(0.5) for *_, mean in seen)
 
 
-def test_a_resumed_training_goes_on_with_the_same_sizes(tmp_path):
+def test_a_resumed_training_goes_on_with_the_same_sizes(tmp_path, mmengine_resumes):
     whole = train_at_sizes(tmp_path / 'whole', epochs=3)
     first = train_at_sizes(tmp_path / 'parts', epochs=1)
     second = train_at_sizes(tmp_path / 'parts', epochs=3, resume=True)
