@@ -31,7 +31,8 @@ def load_tools(root: Path) -> SimpleNamespace:
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The modules of a copied checkout without an environment."""
-    monkeypatch.delenv('PYTHONPATH', raising=False)
+    for name in ('PYTHONPATH', 'CUDA_VISIBLE_DEVICES'):
+        monkeypatch.delenv(name, raising=False)
     return load_tools(tmp_path / 'checkout')
 
 

@@ -66,10 +66,15 @@ class NormFirst(nn.Module):
         return (self.conv(self.norm(x)),)
 
 
-def test_a_backbone_that_folding_would_change_stays_as_it_is(caplog):
-    model = Model(NormFirst()).eval()
-    with caplog.at_level(logging.WARNING):
-        assert prepare_for_inference(model) is model
+@pytest.mark.parametrize('backbone, warning', [
+    (NormFirst(), 'its maps deviate by'),
+    (nn.Sequential(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)), 'cannot be tried on noise')])
+def test_a_backbone_that_folding_would_change_or_that_is_not_tried_stays_as_it_is(
+    backbone, warning, capsys,
+):
+    model = Model(backbone).eval()
+    assert prepare_for_inference(model) is model
+    assert warning in capsys.readouterr().out
 
 
 class NaNWhenFolded(nn.Module):

@@ -58,7 +58,8 @@ def test_a_row_of_grouped_attention_is_the_softmax_over_its_group(kind):
     calls = {}
     block.attn.register_forward_pre_hook(lambda _, args: calls.update(args=args))
     model(torch.randn(1, 3, 96, 96, dtype=torch.float64))  # 12 x 12 tokens
-    x = calls['args'][0]
+    tokens, *others = calls['args']
+    x = tokens.unflatten(1, (12, 12))
     row, column = 4, 7
     if kind == 'SDA':
         members = [(r, c) for r in range(3, 6) for c in range(6, 9)]
@@ -69,7 +70,7 @@ def test_a_row_of_grouped_attention_is_the_softmax_over_its_group(kind):
     weights = literal_row(block.attn, x, members, members.index((row, column)))
     for j, (r, c) in enumerate(members):
         expected[:, r, c] = weights[:, j]
-    torch.testing.assert_close(attention_row(block.attn, calls['args'], row, column), expected)
+    torch.testing.assert_close(attention_row(block.attn, (x, *others), row, column), expected)
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ def measure_cost(
             of OpenMMLab, which runs without post-processing. The second stage of a detector
             counts with the proposals that its first stage makes of the noise, 1000 at most.
         input_size: side of a square, or (height, width), in pixels.
-        in_channels: of the image; default what the model's first convolution takes.
+        in_channels: of the image; default `in_channels` of a backbone of this package, else 3.
 
     Raises:
         ValueError: `input_size` is not one or two positive whole numbers.

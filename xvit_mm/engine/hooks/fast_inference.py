@@ -24,7 +24,8 @@ def prepare_for_inference(model: nn.Module) -> nn.Module:
     with the one returned, which is for inference only, in eval mode.
 
     The backbone is run once before and after, on noise. One whose maps change by more than 0.1 %,
-    because its order of layers is not that of its forward pass, is left as it is with a warning.
+    because its order of layers is not that of its forward pass, is left as it is with a warning, and
+    so is one that does not run on it.
 
     Args:
         model: a detector, segmentor or classifier with a `backbone`, or a backbone itself.
@@ -38,7 +39,12 @@ def prepare_for_inference(model: nn.Module) -> nn.Module:
     folded = fuse_conv_bn(folded).to(memory_format=torch.channels_last)
     plain = copy.deepcopy(backbone)
     plain.eval()
-    deviation = _deviation(plain, folded)
+    try:
+        deviation = _deviation(plain, folded)
+    except RuntimeError as error:  # it takes other images, for example with 4 channels
+        print_log(f'{type(backbone).__name__}: it cannot be tried on noise, so its BatchNorm is not '
+                  f'folded ({error})', 'current', level=30)
+        return model
     if not deviation <= TOLERANCE:
         print_log(f'{type(backbone).__name__}: its maps deviate by {deviation:.1e} with BatchNorm '
                   'folded into the convolutions, so it stays as it is', 'current', level=30)
