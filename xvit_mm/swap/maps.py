@@ -9,7 +9,6 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from xvit_mm.utils.config import ConfigError
-from xvit_mm.utils.images import image_channels
 
 # What each of the four stages of our backbones divides the image by.
 STRIDES = (4, 8, 16, 32)
@@ -55,7 +54,7 @@ def measure_levels(backbone: nn.Module) -> list[Level]:
     for side in sides:
         try:
             with torch.no_grad():
-                maps = backbone(torch.zeros(1, image_channels(backbone), side, side))
+                maps = backbone(torch.zeros(1, 3, side, side))
         except Exception as error:
             failures.append(f'{side} x {side}: {type(error).__name__}: {error}')
             continue
