@@ -1,4 +1,7 @@
 """Constants that are remembered in eval mode, and when they are forgotten."""
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,13 +69,69 @@ def test_a_step_of_an_optimizer_that_raises_no_version_is_noticed(in_training_mo
     lambda module: nn.init.ones_(module.layer.bias),
     lambda module: module.double(),
     lambda module: module.load_state_dict(Derived().state_dict()),
-], ids=['eval', 'write', 'dtype', 'load'])
+    lambda module: module.layer.bias.data.add_(1),
+    lambda module: module.layer.bias.data.copy_(torch.ones(4)),
+    lambda module: setattr(module.layer.bias, 'data', torch.ones(4)),
+    lambda module: setattr(module.layer, 'bias', nn.Parameter(torch.ones(4))),
+], ids=['eval', 'write', 'dtype', 'load', 'write to data', 'swap of averaged weights', 'other data',
+        'other parameter'])
 def test_changes_are_noticed(change):
-    module = Derived().eval()
+    # A copy, whose parameters have the versions of new ones.
+    module = copy.deepcopy(Derived()).eval()
     without_gradients(module)
     change(module)
     # Also compares the data types.
     torch.testing.assert_close(without_gradients(module), module._compute(), rtol=0, atol=0)
+
+
+def test_weights_that_are_passed_in_are_those_that_count():
+    module = copy.deepcopy(Derived()).eval()
+    without_gradients(module)
+    for value in (1., 2.):
+        with torch.no_grad():
+            bias = torch.func.functional_call(module, {'layer.bias': torch.full((4,), value)}, ())
+        expected = module.layer.weight.sum(1) / 3 + value
+        torch.testing.assert_close(bias[0], expected)
+
+
+def test_an_ensemble_by_vmap_has_the_constants_of_each_model():
+    modules = [copy.deepcopy(Derived()).eval() for _ in range(2)]
+    nn.init.ones_(modules[1].layer.bias)
+    stacked = torch.func.stack_module_state(modules)
+    call = torch.func.vmap(lambda *state: torch.func.functional_call(modules[0], state, ()))
+    expected = torch.stack([module._compute() for module in modules])
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(call(*stacked), expected)
+    torch.testing.assert_close(without_gradients(modules[0]), expected[0])
+
+
+@pytest.mark.parametrize('duplicate', [
+    copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=['copy', 'pickle'])
+def test_nothing_is_copied_with_a_module(duplicate):
+    module = Derived().eval()
+    with torch.inference_mode():
+        value = module()
+    other = duplicate(module)
+    assert other.computed == 1
+    torch.testing.assert_close(without_gradients(other), value)
+    assert other.computed == 2 and without_gradients(module) is value
+
+
+def test_another_thread_may_drop_what_is_kept_at_any_step():
+    module = Derived().eval()
+
+    class Key:
+        """Which is hashed at every step."""
+
+        def __hash__(self) -> int:
+            module.eval()
+            return 0
+
+    expected, key = module._compute(), Key()
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(module.cached(key, module._compute), expected)
 
 
 @pytest.mark.filterwarnings('error')  # the functions of torch before 2.4 warn in later ones

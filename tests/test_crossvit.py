@@ -282,17 +282,21 @@ def test_maps_of_the_pyramid_lie_where_the_tokens_lie():
         torch.testing.assert_close(x[0][:, inner, inner], expected[:, inner, inner])
 
 
-def test_position_embeddings_are_kept_for_the_last_sizes_in_eval_mode():
+def test_position_embeddings_are_kept_for_the_last_sizes_in_eval_mode(monkeypatch):
     backbone = CrossViT(TINY).eval()
     embed = backbone.embeds[0]
     with torch.no_grad():
-        for side in range(16, 256, 16):
+        sides = range(16, 256, 16)
+        for side in sides:
             backbone(images(side, 16))
-        kept = embed.cached((20, 1), lambda: None)
-        assert kept is not None and kept.shape == (1, 21, 8)
-        assert len(embed._entries) == embed.max_entries
-        backbone.train()
-        assert not embed._entries
+        grids, positions = [], embed._positions
+        monkeypatch.setattr(embed, '_positions', lambda grid: grids.append(grid) or positions(grid))
+        for side in reversed(sides):
+            backbone(images(side, 16))
+        assert len(grids) == len(sides) - embed.max_entries
+        backbone.train().eval()
+        backbone(images(16, 16))
+        assert len(grids) == len(sides) - embed.max_entries + 1
 
 
 class _LargestTensor(TorchDispatchMode):

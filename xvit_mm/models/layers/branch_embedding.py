@@ -59,7 +59,8 @@ class BranchEmbedding(EvalCache):
             image = F.interpolate(image, size=size, mode='bicubic', align_corners=False)
         patches = self.proj(image).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-        return tokens + self.cached(grid, lambda: self._positions(grid))
+        return tokens + self.cached(
+            grid, lambda: self._positions(grid), weights=(self.pos_embed,))
 
     def _positions(self, grid: Grid) -> Tensor:
         stored = (self.grid_side, self.grid_side)

@@ -39,22 +39,21 @@ class EvalCache(nn.Module):
 
     `cached` keeps the last few of them in eval mode without gradients, and drops them when they
     could be out of date: on `train()` or `eval()`, on a call in training mode or with gradients, on
-    a change of device or dtype, and on loading. Nothing is kept while tracing or compiling.
-    A write into the weights between two calls in eval mode is noticed if it raises their versions,
-    as all do except those through `.data` and in fused optimizers; call `eval()` after those.
+    a change of device or dtype, on loading, and if the weights are others than before or have been
+    written to. Nothing is kept while tracing or compiling, and nothing is copied or saved with the
+    module.
+    Writes through `.data` that leave no trace are noticed on a CPU, where values are compared;
+    elsewhere that would wait for the device: call `eval()` after them.
     """
 
     max_entries = 8
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._entries: OrderedDict[Hashable, Any] = OrderedDict()
+    _kept: '_Kept | None' = None
 
     def cached(
         self,
         key: Hashable,
         compute: Callable[[], T],
-        weights: Iterable[nn.Parameter] | None = None,
+        weights: Iterable[Tensor] | None = None,
     ) -> T:
         """The value of `compute()` for `key`.
 
@@ -64,30 +63,88 @@ class EvalCache(nn.Module):
             return compute()
         if self.training or torch.is_grad_enabled():
             # An optimizer may write next, and not every optimizer raises the versions.
-            self._entries.clear()
+            self._kept = None
             return compute()
-        weights = list(self.parameters() if weights is None else weights)
-        versions = tuple(p._version for p in weights if not p.is_inference())
-        dtype = autocast_dtype(weights[0].device.type) if weights else None
-        key = key, versions, dtype
-        if key not in self._entries:
-            self._entries[key] = compute()
-            if len(self._entries) > self.max_entries:
-                self._entries.popitem(last=False)
-        self._entries.move_to_end(key)
-        return self._entries[key]
+        weights = tuple(self.parameters() if weights is None else weights)
+        if not _can_be_followed(weights):
+            return compute()
+        key = key, autocast_dtype(weights[0].device.type) if weights else None
+        # Other threads may replace it meanwhile.
+        kept = self._kept
+        if kept is None or not kept.is_of(weights):
+            kept = self._kept = _Kept(weights)
+        return kept.get(key, compute, self.max_entries)
 
     def train(self, mode: bool = True) -> 'EvalCache':
-        self._entries.clear()
+        self._kept = None
         return super().train(mode)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> 'EvalCache':
-        self._entries.clear()
+        self._kept = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self._entries.clear()
+        self._kept = None
         super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != '_kept'}
+
+
+class _Kept:
+    """Constants that follow from certain weights, as these were when the first one was computed."""
+
+    def __init__(self, weights: tuple[Tensor, ...]) -> None:
+        # Held, so that no other tensor can take the place of one in memory.
+        self._weights = weights
+        self._marks = [_mark(weight) for weight in weights]
+        self._values = _values(weights)
+        self._entries: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = Lock()
+
+    def is_of(self, weights: tuple[Tensor, ...]) -> bool:
+        """Whether these are the weights, and nobody has written to them."""
+        if len(weights) != len(self._weights) or not all(
+                weight is kept and _mark(weight) == mark
+                for weight, kept, mark in zip(weights, self._weights, self._marks)):
+            return False
+        return self._values is None or torch.equal(_values(weights), self._values)
+
+    def get(self, key: Hashable, compute: Callable[[], T], max_entries: int) -> T:
+        """The value of `compute()` for `key`."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        value = compute()
+        with self._lock:
+            self._entries[key] = value
+            if len(self._entries) > max_entries:
+                self._entries.popitem(last=False)
+        return value
+
+
+def _mark(weight: Tensor) -> tuple[int, int]:
+    """What changes with most writes to a tensor, and if it gets another storage."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
+def _values(weights: tuple[Tensor, ...]) -> Tensor | None:
+    """All values in a row; None where comparing them would wait for a device."""
+    if not weights or any(weight.device.type != 'cpu' for weight in weights):
+        return None
+    return torch.cat([weight.detach().flatten() for weight in weights])
+
+
+def _can_be_followed(weights: Iterable[Tensor]) -> bool:
+    """Whether writes to tensors can be noticed: not if they stand for others, as in `vmap`."""
+    if type(torch.empty(0)) is not Tensor:
+        return False
+    return all(type(weight) in (Tensor, nn.Parameter) and not _is_wrapped(weight)
+               for weight in weights)
+
+
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class Sized(Protocol):
