@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from urllib.error import URLError
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
@@ -86,6 +88,8 @@ IMAGES = {
     'is empty': lambda path: path.write_bytes(b''),
     'cannot be read as an image': lambda path: path.write_bytes(path.read_bytes()[:200]),
     'does not exist': lambda path: path.unlink(),
+    '1 x 2500 pixels, does not pass the pipeline': lambda path: cv2.imwrite(
+        str(path), np.zeros((2500, 1, 3), np.uint8)),
 }
 
 

@@ -1,5 +1,6 @@
 """Predictions for files: what is predicted, what is written, what is skipped or refused."""
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,6 +199,24 @@ def test_the_tool_skips_broken_images_and_says_so_at_the_end(images, weights, tm
     assert '3 images predicted' in done.stdout
     assert done.stderr.splitlines()[-1] == f'skipped: {images}/broken.jpg is damaged, or not an image'
     assert (tmp_path / 'out' / 'predictions.json').is_file()
+
+
+def test_a_thin_image_that_the_pipeline_cannot_resize_is_skipped(images, weights, tmp_path):
+    cfg = config('detection')
+    cv2.imwrite(str(images / 'b_thin.png'), np.zeros((2500, 3, 3), np.uint8))
+    result = predict_files(
+        cfg, weights(cfg), [str(images)], tmp_path / 'out', batch_size=2, score_thr=0.)
+    assert result.num_images == 3 and (tmp_path / 'out' / 'predictions.json').is_file()
+    assert len(result.broken) == 1 and result.broken[0].startswith(
+        f"{images}/b_thin.png: the config's test pipeline does not take 3 x 2500 pixels: ")
+
+
+def test_a_name_that_is_no_text_is_written_as_it_is(images, weights, tmp_path):
+    cfg = config('classification')
+    name = os.fsencode(images) + b'/caf\xe9.jpg'  # Latin-1
+    os.rename(images / 'b.jpg', name)
+    predict_files(cfg, weights(cfg), [str(images)], tmp_path / 'out')
+    assert name + b',1,' in (tmp_path / 'out' / 'predictions.csv').read_bytes()
 
 
 # Weights.

@@ -75,14 +75,17 @@ class Predictor:
             keep_freed_memory()
             self.model = prepare_for_inference(self.model)
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Predict for images [H, W, 3] of uint8 in BGR, as `mmcv.imread` gives them.
 
         Images that have different sizes after the pipeline are computed one after another, so the
         result for an image does not depend on the others.
         """
-        packed = [self.pipeline(image) for image in images]
+        return self.predict_prepared([self.pipeline(image) for image in images])
+
+    @torch.no_grad()
+    def predict_prepared(self, packed: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        """Predict for what `pipeline` has made of images, as a call does."""
         by_shape: dict[tuple, list[int]] = {}
         for i, inputs in enumerate(packed):
             by_shape.setdefault(tuple(inputs['inputs'].shape), []).append(i)
@@ -91,7 +94,7 @@ class Predictor:
             samples = self.model.test_step(pseudo_collate([packed[i] for i in indices]))
             for i, sample in zip(indices, samples):
                 predictions[i] = self._selected(to_prediction(sample))
-        return [predictions[i] for i in range(len(images))]
+        return [predictions[i] for i in range(len(packed))]
 
     def _labels_of(self, names: Sequence[str]) -> np.ndarray:
         # ImageNet's names have several parts: 'goldfish, Carassius auratus'.

@@ -1,9 +1,10 @@
 """Predictions for files, written as annotated pictures and as data."""
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -80,9 +81,9 @@ def predict_files(
     is_endless = any(source.kind == 'webcam' for source in sources)
     pictures = _Pictures(folder, predictor, result, is_endless=is_endless)
     with _progress(sources) as progress, pictures:
-        for batch in _batches(_frames(sources, result), batch_size):
-            predictions = predictor([frame for _, _, frame in batch])
-            for (source, index, frame), prediction in zip(batch, predictions):
+        for batch in _batches(_frames(sources, predictor, result), batch_size):
+            predictions = predictor.predict_prepared([prepared for *_, prepared in batch])
+            for (source, index, frame, _), prediction in zip(batch, predictions):
                 pictures.add(source, frame, prediction)
                 name, path = _names(source, index)
                 files.add(name, path, frame.shape[:2], prediction)
@@ -110,16 +111,29 @@ def _picture_name(source: Source) -> str:
     return f'{source.name}.jpg' if source.kind == 'image' else f'{source.name}.mp4'
 
 
-Frame = tuple[Source, int, np.ndarray]
+Frame = tuple[Source, int, np.ndarray, Mapping[str, Any]]  # the last: for the model
 
 
-def _frames(sources: Sequence[Source], result: Predicted) -> Iterator[Frame]:
+def _frames(
+    sources: Sequence[Source], predictor: Predictor, result: Predicted
+) -> Iterator[Frame]:
     for source in sources:
         try:
             for index, frame in enumerate(read_frames(source)):
-                yield source, index, frame
+                yield source, index, frame, _prepared(source, frame, predictor)
         except BrokenFile as error:
             result.broken.append(str(error))
+
+
+def _prepared(source: Source, frame: np.ndarray, predictor: Predictor) -> Mapping[str, Any]:
+    try:
+        return predictor.pipeline(frame)
+    except (cv2.error, ValueError) as error:
+        # Such as a side of 3 pixels that becomes 0 where the longer one is reduced.
+        height, width = frame.shape[:2]
+        raise BrokenFile(
+            f"{source.path}: the config's test pipeline does not take {width} x {height} pixels: "
+            f'{" ".join(str(error).split())}') from error
 
 
 def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:

@@ -73,7 +73,8 @@ class PredictionFiles:
         if self.rows:
             path = self.folder / 'predictions.csv'
             with replaced_whole(path) as partial, \
-                    partial.open('w', newline='', encoding='utf-8') as file:
+                    partial.open(
+                        'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
                 csv.writer(file).writerows(
                     [['file', 'rank', 'label', 'class', 'score'], *self.rows])
             return [path]

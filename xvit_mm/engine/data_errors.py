@@ -49,8 +49,8 @@ class NamedErrors:
             raise ConfigError(_nothing_left(self.settings))
 
 
-def check_image(dataset: Dataset, index: int) -> None:
-    """Raise a DataError if the image of a sample, which has just failed, cannot be read."""
+def check_image(dataset: Dataset, index: int, error: Exception) -> None:
+    """Raise a DataError if a sample has failed because its image cannot be read or resized."""
     try:
         path = str(dataset.get_data_info(index)['img_path'])
     except Exception:  # not a data set of files
@@ -61,9 +61,14 @@ def check_image(dataset: Dataset, index: int) -> None:
         raise DataError(f'{path} does not exist')
     if not os.path.getsize(path):
         raise DataError(f'{path} is empty')
-    if cv2.imread(path) is None:
+    image = cv2.imread(path)
+    if image is None:
         raise DataError(f'{path} ({os.path.getsize(path):,} bytes) cannot be read as an image: it '
                         'is damaged, cut off or something else')
+    if isinstance(error, cv2.error):
+        # Such as a side of 3 pixels that becomes 0 where the longer one is reduced.
+        raise DataError(f'{path}, {image.shape[1]} x {image.shape[0]} pixels, does not pass the '
+                        f'pipeline: {" ".join(str(error).split())}')
 
 
 def _nothing_left(settings: Mapping[str, Any]) -> str:

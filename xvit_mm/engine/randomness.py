@@ -107,8 +107,8 @@ class SeededDataset(Dataset):
     def _load(self, index: int) -> Any:
         try:
             return self._seeded_dataset[index]
-        except Exception:
-            check_image(self._seeded_dataset, index)
+        except Exception as error:
+            check_image(self._seeded_dataset, index, error)
             raise
 
     def __len__(self) -> int:
