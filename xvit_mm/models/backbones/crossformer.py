@@ -30,6 +30,7 @@ from xvit_mm.registry import MODELS
 from ..layers import (MLP, DynamicPositionBias, EvalCache, Grouping, Run, call, group_tokens,
                       position_biases)
 from ..layers.cache import sizes_are_symbolic
+from ..layers.plain import is_plain
 from ..settings import (MOST_BLOCKS, TRUNC_NORMAL_INIT, check_drop_path_rate, check_numbers,
                         drop_path_rates)
 from .base import Backbone, CommonArguments, accepts_common_arguments
@@ -104,6 +105,8 @@ def _convolve(conv: Any, x: Tensor) -> Tensor:
     that of the 32 x 32 kernel takes 3 times as long as over patches of stride x stride pixels
     (channels last 100 times), whose pixels count as channels.
     """
+    if not is_plain(conv, nn.Conv2d):
+        return conv(x)
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     trains = torch.is_grad_enabled() and conv.weight.requires_grad and x.device.type == 'cpu'
     # torch does not unshuffle an empty batch.

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import sizes_are_symbolic
+from .plain import is_plain
 
 ATTN_MODES = ('vector', 'map')
 KERNEL = 3
@@ -116,6 +117,8 @@ class CrossFeatureAttention(nn.Module):
         a convolution of so many short rows is 3 times slower.
         """
         conv = self.feature_conv
+        if not is_plain(conv, nn.Conv1d):
+            return conv(key.reshape(-1, 1, key.shape[-1])).view(key.shape)
         assert conv.bias is not None
         identity = torch.eye(key.shape[-1], device=key.device).to(conv.weight)  # bf16 in torch 2.1
         matrix = F.conv1d(identity.unsqueeze(1), conv.weight, padding=conv.padding).squeeze(1)

@@ -14,7 +14,8 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from .attention import SelfAttention
+from .attention import SelfAttention, attend
+from .plain import is_plain
 from .resample import resample_tokens
 
 NORM_EPS = 1e-6
@@ -46,6 +47,8 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (is_plain(self.wk, nn.Linear) and is_plain(self.wv, nn.Linear)):
+            return self._attend_as_written(x)
         per_head = (self.num_heads, -1)
         query = self.wq(x[:, 0]).unflatten(1, per_head) * (x.shape[-1] // self.num_heads)**-0.5
         key = torch.einsum('bhd,hdc->bhc', query, self.wk.weight.unflatten(0, per_head))
@@ -55,6 +58,12 @@ class CrossAttention(nn.Module):
         mixed = (key @ x.transpose(1, 2) + shift).softmax(dim=-1) @ x
         value = torch.einsum('bhc,hdc->bhd', mixed, self.wv.weight.unflatten(0, per_head))
         return self.proj(value.flatten(1) + self.wv.bias)[:, None]
+
+    def _attend_as_written(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            t.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for t in (self.wq(x[:, :1]), self.wk(x), self.wv(x)))
+        return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
 
 
 class CrossAttentionFusion(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .cache import is_compiling, shortcuts_allowed, sizes_are_symbolic
+from .plain import is_plain
 
 NormCfg = Mapping[str, Any] | None
 
@@ -18,13 +19,18 @@ class PointwiseConv(ConvModule):
     """A 1 x 1 convolution of maps and its norm; BatchNorm in eval mode is folded into the weights."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_plain(self.conv, nn.Conv2d):
+            return super().forward(x)
         folded = self.fold_norm()
         if folded is None:
             return self.norm(self._convolve(x, self.conv.weight, self.conv.bias))
         return self._convolve(x, *folded)
 
     def fold_norm(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias of convolution and norm in one; None if the norm depends on the batch."""
+        """Weight and bias of convolution and norm in one; None if the norm depends on the batch
+        or the convolution is not one any more (`is_plain`)."""
+        if not is_plain(self.conv, nn.Conv2d):
+            return None
         weight, bias = self.conv.weight, self.conv.bias
         if not self.with_norm or isinstance(self.norm, nn.Identity):
             return weight, bias

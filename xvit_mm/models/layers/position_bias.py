@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import sizes_are_symbolic
+from .plain import is_plain
 
 
 class DynamicPositionBias(nn.Module):
@@ -24,7 +25,12 @@ class DynamicPositionBias(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, offsets: Tensor) -> Tensor:
-        return self.layers(offsets.to(next(self.parameters())))
+        return self.layers(offsets.to(self.layers[1].weight))
+
+    def is_plain(self) -> bool:
+        """Whether the layers are those of the constructor, none wrapped or replaced."""
+        return all(is_plain(layer, nn.Linear if i % 3 == 0 else nn.LayerNorm)
+                   for i, layer in enumerate(self.layers) if i % 3 != 2)
 
 
 def position_biases(modules: Sequence[DynamicPositionBias], offsets: Tensor) -> Tensor:
@@ -33,7 +39,7 @@ def position_biases(modules: Sequence[DynamicPositionBias], offsets: Tensor) -> 
     All networks in one batched pass: a third of the launches, which matters where they are small
     and depend on weights that the last training step has changed.
     """
-    if sizes_are_symbolic():
+    if sizes_are_symbolic() or not all(module.is_plain() for module in modules):
         # Exporters know layers better than their parts; the result is a constant anyway.
         return torch.stack([module(offsets) for module in modules])
     flat = torch.cat([p.flatten() for module in modules for p in module.parameters()])

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
+from .plain import is_plain
 from .pointwise import (NormCfg, add_weighted_sum, apply_filters, map_layer, product_logits,
                         token_layer, weighted_sum)
 
@@ -87,6 +88,8 @@ class FilterTokenizer(Tokenizer):
         nn.init.normal_(self.coefficients.weight, std=in_channels**-0.5 / self.scale)
 
     def logits(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        if not is_plain(self.coefficients, nn.Conv2d):
+            return self.coefficients(x).flatten(2) * self.scale
         filters = self.coefficients.weight.flatten(1).T * self.scale
         return apply_filters(filters.expand(x.shape[0], -1, -1), x)
 
