@@ -63,6 +63,20 @@ def test_twenty_sizes_take_at_most_two_graphs(name, backend):
     assert 1 <= number_of_graphs(model) <= 2
 
 
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(TINY))
+def test_frozen_weights_give_the_same_maps_of_a_single_image(name):
+    model, plain = backbone(name).eval(), backbone(name).eval()
+    with torch._inductor.config.patch(freezing=True):
+        compile_anew(model, 'inductor')
+        for height, width in sizes(3):
+            image = torch.randn(1, 3, height, width)
+            for found, expected in zip(model(image), plain(image)):
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert 1 <= number_of_graphs(model) <= 2
+
+
 @pytest.mark.parametrize('name, sizes', [
     ('padded_tables', (13, 9, 3, 3, 2)), ('padded_tables', (4, 3, 4, 3, 1)),
     ('exact_tables', (13, 9, 3, 2)), ('exact_tables', (4, 3, 4, 2)),
@@ -81,6 +95,14 @@ def test_attention_in_groups_has_the_shape_that_graphs_reckon_with(size):
         bias = torch.randn(2, (2 * size[0] - 1) * (2 * size[1] - 1))
     operation = torch.ops.xvit_mm.attend_in_groups.default
     torch.library.opcheck(operation, (qkv, bias, *size, 3, 2, 2))
+
+
+@pytest.mark.parametrize('mode', ['bilinear', 'bicubic'])
+@pytest.mark.parametrize('size', [(4, 5), (7, 3)], ids=str)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_interpolated_maps_have_the_layout_that_graphs_reckon_with(mode, size, layout):
+    x = torch.randn(2, 3, 4, 5).to(memory_format=layout)
+    torch.library.opcheck(torch.ops.xvit_mm.interpolated.default, (x, *size, mode))
 
 
 @pytest.mark.parametrize('training', [False, True])

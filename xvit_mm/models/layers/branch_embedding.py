@@ -1,10 +1,9 @@
 """Patches, class token and positions of a branch of CrossViT (arXiv 2103.14899)."""
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import EvalCache, sizes_are_symbolic
-from .resample import resample_tokens
+from .resample import interpolate, resample_tokens
 
 Grid = tuple[int, int]
 # Of the dagger's three convolutions: stride and padding of the second, stride of the third.
@@ -53,10 +52,10 @@ class BranchEmbedding(EvalCache):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, image: Tensor, grid: Grid) -> Tensor:
-        size = tuple(n * self.patch_size for n in grid)
+        size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
         # A traced model resizes always: at another size it may have to.
         if sizes_are_symbolic() or image.shape[2:] != size:
-            image = F.interpolate(image, size=size, mode='bicubic', align_corners=False)
+            image = interpolate(image, size, 'bicubic')
         patches = self.proj(image).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return tokens + self.cached(

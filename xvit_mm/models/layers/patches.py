@@ -33,7 +33,9 @@ def fold(tokens: Tensor, height: int, width: int) -> Tensor:
     if is_compiling():
         places = _padded_places(height, width, tokens.device)
         tokens = tokens.index_select(1, places)
-        return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], height, width)
+        x = tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], height, width)
+        # The convolutions of a graph with frozen weights misread a single image of another layout.
+        return x.contiguous()
     x = tokens.new_empty(tokens.shape[0], height, width, tokens.shape[2])
     sizes = [x[:, p::PATCH, q::PATCH].shape[1:3] for p, q in POSITIONS]
     parts = tokens.split([rows * columns for rows, columns in sizes], dim=1)

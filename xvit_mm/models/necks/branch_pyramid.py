@@ -1,10 +1,11 @@
 """A pyramid of maps from the two token grids of CrossViT: this package's design, unpublished."""
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import NORM_EPS
+from ..layers.cache import is_compiling
+from ..layers.resample import interpolate
 
 
 class PyramidLevel(nn.Module):
@@ -28,8 +29,8 @@ class PyramidLevel(nn.Module):
                        if stride > coarse_stride else nn.Identity())
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        grid = tuple(n * self.cells for n in maps[1].shape[2:])
-        x = sum(F.interpolate(proj(x), size=grid, mode='bilinear', align_corners=False)
+        rows, columns = (n * self.cells for n in maps[1].shape[2:])
+        x = sum(interpolate(proj(x), (rows, columns), 'bilinear')
                 for proj, x in zip(self.projs, maps))
         height, width = ((n + self.stride - 1) // self.stride for n in size)
         return self.reduce(x)[..., :height, :width].contiguous()
@@ -76,4 +77,6 @@ class BranchPyramid(nn.Module):
         tokens = norm(tokens)
         x = (tokens[:, 1:] + readout(tokens[:, :1])).transpose(1, 2)
         # Not unflatten, whose sizes would be constants of an ONNX model.
-        return x.reshape(*x.shape[:2], *grid)
+        x = x.reshape(*x.shape[:2], *grid)
+        # The convolutions of a graph with frozen weights misread a single image of another layout.
+        return x.contiguous() if is_compiling() else x
