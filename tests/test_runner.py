@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from small_models import SMALL
 from torch import nn
@@ -131,6 +131,19 @@ def test_hooks_may_change_the_weights(model, tmp_path):
     runner = build(tmp_path, model(), custom_hooks=[Doubled()])
     runner.load_checkpoint(str(tmp_path / 'weights.pth'))
     assert torch.equal(runner.model.net[0].weight.cpu(), 2 * source.net[0].weight)
+
+
+def test_averaged_weights_begin_as_those_that_were_loaded(tmp_path):
+    source = Ours()
+    # Under the names of a backbone alone, which only this runner understands.
+    torch.save(source.backbone.state_dict(), tmp_path / 'weights.pth')
+    hook = EMAHook()
+    runner = build(tmp_path, Ours(), custom_hooks=[hook])
+    runner.call_hook('before_run')
+    runner.load_checkpoint(str(tmp_path / 'weights.pth'))
+    hook.before_test_epoch(runner)  # swaps them in
+    for name, tensor in runner.model.backbone.state_dict().items():
+        assert torch.equal(tensor.cpu(), source.backbone.state_dict()[name]), name
 
 
 def test_training_goes_on_where_it_was(tmp_path):

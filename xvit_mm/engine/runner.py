@@ -9,7 +9,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_distributed, is_main_process, master_only
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop
@@ -92,9 +92,17 @@ class Runner(MMEngineRunner):
             report = self._load_tensors(model, state_dict, strict)
         except CheckpointError as error:
             raise type(error)(f'{filename}: {error}') from None
+        if not (self._resume and 'ema_state_dict' in checkpoint):
+            self._begin_averages()
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}\n{report}'.rstrip())
         return checkpoint
+
+    def _begin_averages(self) -> None:
+        """Set averaged weights to those of the model; EMAHook itself loads them by name alone."""
+        for hook in self.hooks:
+            if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model'):
+                hook.ema_model.module.load_state_dict(hook.src_model.state_dict())
 
     def _load_tensors(self, model: nn.Module, state_dict: dict[str, Tensor], strict: bool) -> str:
         """Load tensors by the names of our backbones, of other models as mmengine does."""
