@@ -89,11 +89,11 @@ def small_runner(folder, *hooks, by_epoch=True, length=4, workers=0, persistent=
         train_cfg=dict(by_epoch=by_epoch, val_interval=interval,
                        **{'max_epochs' if by_epoch else 'max_iters': length}),
         val_cfg={}, val_evaluator=[Progress()],
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
-        param_scheduler=dict(type='ExponentialLR', gamma=0.9, by_epoch=by_epoch),
         default_hooks=dict(checkpoint={
             **dict(type='CheckpointHook', interval=interval, by_epoch=by_epoch, max_keep_ckpts=2,
                    save_best='acc'), **(checkpoint or {})}),
         custom_hooks=[*hooks, *([dict(type='EMAHook', momentum=0.1)] if ema else [])],
         visualizer=dict(type='Visualizer'), log_level='WARNING',
-        log_processor=dict(by_epoch=by_epoch), randomness=dict(seed=seed), **settings)
+        log_processor=dict(by_epoch=by_epoch), randomness=dict(seed=seed), **dict(
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+            param_scheduler=dict(type='ExponentialLR', gamma=0.9, by_epoch=by_epoch)) | settings)

@@ -55,6 +55,7 @@ class _Resumable:
             data_epoch=self.data_epoch + epoch_is_complete,
             batches_done=0 if epoch_is_complete else self.batches_done,
             seed=None if self._batches is None else self._batches.seed,
+            batch_size=self._batch_size(),
             sampler_seed=seed if isinstance(seed, int) else None)
 
     def _restore(self, default: dict[str, int]) -> bool:
@@ -71,7 +72,7 @@ class _Resumable:
                           'can, not bit for bit', 'current', logging.WARNING)
             return False
         position = resumed['position']
-        self.data_epoch, self.batches_done = position['data_epoch'], position['batches_done']
+        self.data_epoch, self.batches_done = position['data_epoch'], self._batches_of(position)
         if self._batches is not None:
             self._batches.seed = position['seed']
             if position['sampler_seed'] is not None:
@@ -85,6 +86,22 @@ class _Resumable:
                       f'{self.runner.world_size}: it goes on with other random numbers',
                       'current', logging.WARNING)
         return not resumed['is_validated']
+
+    def _batch_size(self) -> int | None:
+        """Samples of an iteration in all processes; None where batches differ in size."""
+        size = getattr(self._batches, 'batch_size', None)
+        return size * self.runner.world_size if isinstance(size, int) else None
+
+    def _batches_of(self, position: dict[str, Any]) -> int:
+        """How many batches of this run hold the samples that are done."""
+        done, saved, size = position['batches_done'], position.get('batch_size'), self._batch_size()
+        if not saved or not size or saved == size:
+            return done
+        print_log(f'the checkpoint is of a run with {saved} samples in an iteration and this one '
+                  f'has {size}: it goes on with the samples that are left, but iterations are '
+                  'counted on, and learning rates that follow them stay as they are',
+                  'current', logging.WARNING)
+        return done * saved // size
 
     def _begin_epoch(self) -> Iterator[Any]:
         """The batches of an epoch that are not yet done."""

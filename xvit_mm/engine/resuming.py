@@ -1,14 +1,19 @@
 """Whether a run can be resumed, and from which checkpoint."""
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from torch import Tensor
 
 from xvit_mm.checkpoints import CheckpointError
 
 STATE = 'resuming'  # in a checkpoint: random states and position in the data
 
+# What changes in the course of a training, or does not change its results.
+_NO_SETTINGS = {'params', 'lr', 'momentum', 'betas', 'fused', 'foreach', 'capturable',
+                'differentiable', 'base_values', 'verbose', 'last_step', '_global_step', '_last_value'}
 _NEEDED = ('state_dict', 'meta', 'message_hub')
 
 
@@ -52,3 +57,35 @@ def check_training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> Non
         raise CheckpointError(
             f'{path} holds weights but no training to go on with (it lacks {", ".join(missing)}). '
             'To start from its weights: --cfg-options load_from=FILE, without --resume')
+
+
+def schedule_settings(runner: Runner) -> dict[str, list[Any]]:
+    """The settings of optimizer and schedulers that resuming takes from a checkpoint.
+
+    By names such as `weight_decay of the optimizer`, with a value for each group of parameters.
+    """
+    settings: dict[str, list[Any]] = {}
+    if isinstance(runner.optim_wrapper, OptimWrapper):
+        for group in runner.optim_wrapper.param_groups:
+            _collect(settings, 'the optimizer', group)
+    schedulers = runner.param_schedulers
+    for scheduler in schedulers if isinstance(schedulers, list) else ():
+        _collect(settings, type(scheduler).__name__, vars(scheduler))
+    return settings
+
+
+def overridden(given: Mapping[str, list[Any]], resumed: Mapping[str, list[Any]]) -> Iterator[str]:
+    """A line for each setting of a config that a checkpoint has overridden."""
+    for name, values in resumed.items():
+        pairs = [(saved, wanted) for saved, wanted in zip(values, given.get(name, ()))
+                 if saved != wanted]
+        if pairs:
+            saved, wanted = pairs[0]
+            others = f', and {len(pairs) - 1} more' if len(pairs) > 1 else ''
+            yield f'{name}: {saved!r} (config: {wanted!r}){others}'
+
+
+def _collect(settings: dict[str, list[Any]], owner: str, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name not in _NO_SETTINGS and isinstance(value, (int, float, str, list, tuple, dict)):
+            settings.setdefault(f'{name} of {owner}', []).append(value)

@@ -30,7 +30,8 @@ from .hooks.checkpoint import CheckpointHook
 from .loops import resumable_loop
 from .optimizers import fuse_on_cpu
 from .randomness import wrap_dataset
-from .resuming import STATE, check_training_state, newest_readable
+from .resuming import (STATE, check_training_state, newest_readable, overridden,
+                       schedule_settings)
 
 ReviseKeys = Sequence[tuple[str, str]]
 
@@ -55,6 +56,7 @@ class Runner(MMEngineRunner):
 
     resumed_state: dict[str, Any] | None = None
     may_start_over = False
+    _other_schedulers: Sequence[str] = ()
     _is_resuming = False
     _is_testing = False
 
@@ -149,11 +151,17 @@ class Runner(MMEngineRunner):
         Raises:
             CheckpointError: the file cannot be read, or holds weights only.
         """
+        given = schedule_settings(self)
         self._is_resuming = True
         try:
             super().resume(filename, *args, **kwargs)
         finally:
             self._is_resuming = False
+        if lines := [*self._other_schedulers, *overridden(given, schedule_settings(self))]:
+            self.logger.warning(
+                'the checkpoint goes on with its own settings, in place of these of the config:\n'
+                + '\n'.join(f'  {line}' for line in lines) + '\nTo train with those of the config '
+                f'from its weights: --cfg-options load_from={filename}, without --resume')
 
     @master_only
     def save_checkpoint(
@@ -293,6 +301,10 @@ class Runner(MMEngineRunner):
     def _check_resumable(self, filename: str, checkpoint: dict[str, Any]) -> None:
         check_training_state(filename, checkpoint)
         self.resumed_state = checkpoint.get(STATE)
+        saved, own = checkpoint.get('param_schedulers'), self.param_schedulers
+        if isinstance(saved, list) and isinstance(own, list) and len(saved) != len(own):
+            self._other_schedulers = [
+                f'param_scheduler: {len(saved)} in the checkpoint, {len(own)} in the config']
 
 
 # Names in default_hooks.
