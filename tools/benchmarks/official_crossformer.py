@@ -31,7 +31,8 @@ class OfficialCrossFormer(CrossFormer):
                 interval = stage.interval if j % 2 else 1
                 x = x + block.drop_path(
                     attend_in_groups(block.attn, block.norm1(x), stage.group_size, interval))
-                x = x + block.drop_path(block.mlp(block.norm2(x)))
+                mlp = block.mlp
+                x = x + block.drop_path(mlp.fc2(mlp.act(mlp.fc1(block.norm2(x)))))
                 x = block.cooling(x)
             if i in self.out_indices:
                 maps.append(x.permute(0, 3, 1, 2).contiguous())

@@ -26,14 +26,13 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from xvit_mm.checkpoints import CROSSVIT_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import (FUSIONS, MLP, NORM_EPS, BranchEmbedding, Run, SelfAttention, call,
+from ..layers import (FUSIONS, MLP, NORM_EPS, BranchEmbedding, DropPath, Run, SelfAttention, call,
                       resample_tokens)
 from ..layers.cache import is_compiling, sizes_are_symbolic
 from ..necks.branch_pyramid import BranchPyramid
@@ -84,8 +83,8 @@ class TransformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.drop_path.add(x, self.attn(self.norm1(x)))
+        return self.drop_path.add(x, self.mlp(self.norm2(x)))
 
 
 class MultiScaleEncoder(nn.Module):

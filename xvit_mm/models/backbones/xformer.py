@@ -18,15 +18,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from xvit_mm.checkpoints import XFORMER_NAMES
 from xvit_mm.registry import MODELS
 
-from ..layers import (ATTN_MODES, MLP, CrossFeatureAttention, DepthwiseConv2d, Stage, fold,
-                      unfold)
+from ..layers import (ATTN_MODES, MLP, CrossFeatureAttention, DepthwiseConv2d, DropPath, Stage,
+                      fold, unfold)
 from ..layers.cache import is_compiling, is_exporting
 from ..settings import (MOST, MOST_BLOCKS, TRUNC_NORMAL_INIT, check_choice, check_drop_path_rate,
                         check_numbers, drop_path_rates)
@@ -124,8 +123,8 @@ class XFBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), lengths))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.drop_path.add(x, self.attn(self.norm1(x), lengths))
+        return self.drop_path.add(x, self.mlp(self.norm2(x)))
 
 
 class PatchTransformer(nn.Module):

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .cache import is_exporting, sizes_are_symbolic
+from .linear import apply_linear
 
 # CUDA's fused kernels put the batch on a grid axis of at most 65,535 blocks.
 MAX_FUSED_BATCH = 65_535
@@ -78,5 +79,6 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = split_heads(self.qkv(x), self.num_heads)
-        return self.proj(rearrange(attend(query, key, value), 'b h n d -> b n (h d)'))
+        query, key, value = split_heads(apply_linear(self.qkv, x), self.num_heads)
+        out = rearrange(attend(query, key, value), 'b h n d -> b n (h d)')
+        return apply_linear(self.proj, out)

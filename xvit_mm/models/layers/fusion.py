@@ -11,10 +11,10 @@ the common width of f; here it is the large branch's (inferred).
 from collections.abc import Sequence
 
 import torch
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from .attention import SelfAttention, attend
+from .drop_path import DropPath
 from .plain import is_plain
 from .resample import resample_tokens
 
@@ -92,7 +92,7 @@ class CrossAttentionFusion(nn.Module):
     def _exchange(self, branch: int, own: Tensor, other: Tensor) -> Tensor:
         agent = self.project[branch](own[:, :1])
         context = self.norms[branch](torch.cat([agent, other[:, 1:]], dim=1))
-        agent = agent + self.drop_path(self.attns[branch](context))
+        agent = self.drop_path.add(agent, self.attns[branch](context))
         return torch.cat([self.revert[branch](agent), own[:, 1:]], dim=1)
 
 
@@ -115,7 +115,7 @@ class AllAttentionFusion(nn.Module):
 
     def forward(self, tokens: Sequence[Tensor], grids: Grids) -> list[Tensor]:
         joined = torch.cat([f(x) for f, x in zip(self.project, tokens)], dim=1)
-        joined = joined + self.drop_path(self.attn(self.norm(joined)))
+        joined = self.drop_path.add(joined, self.attn(self.norm(joined)))
         parts = joined.split([x.shape[1] for x in tokens], dim=1)
         return [g(part) for g, part in zip(self.revert, parts)]
 

@@ -1,6 +1,8 @@
 """The feed-forward part of a transformer block."""
 from torch import Tensor, nn
 
+from .linear import apply_linear_gelu_linear
+
 
 class MLP(nn.Module):
     """Linear, GELU, Linear on the last axis: [..., C] to [..., C]."""
@@ -12,4 +14,4 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return apply_linear_gelu_linear(self.fc1, self.act, self.fc2, x)

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
+from .drop_path import DropPath
 from .plain import is_plain
 from .pointwise import (NormCfg, add_weighted_sum, apply_filters, map_layer, product_logits,
                         token_layer, weighted_sum)
@@ -191,8 +191,8 @@ class TokenTransformer(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.drop_path(self.relate(tokens))
-        return tokens + self.drop_path(self.fc2(F.relu(self.fc1(tokens))))
+        tokens = self.drop_path.add(tokens, self.relate(tokens))
+        return self.drop_path.add(tokens, self.fc2(F.relu(self.fc1(tokens))))
 
     def relate(self, tokens: Tensor) -> Tensor:
         """The attention among tokens, without the residual path: [B, CT, L] to the same."""
@@ -215,7 +215,7 @@ class PointwiseTokens(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return tokens + self.drop_path(F.relu(self.fc(self.gather(tokens))))
+        return self.drop_path.add(tokens, F.relu(self.fc(self.gather(tokens))))
 
     def gather(self, tokens: Tensor) -> Tensor:
         """What the layer reads: [B, CT, L] to the same."""
