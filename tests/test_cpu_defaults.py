@@ -1,9 +1,11 @@
 """What the tools do on a CPU by themselves: folded BatchNorm, bfloat16, freed memory."""
+import copy
 import logging
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from torch import nn
 
 from small_models import SMALL
@@ -98,7 +100,7 @@ def test_a_backbone_that_folding_turns_into_nan_stays_as_it_is(caplog):
 def test_a_test_runs_folded_and_leaves_the_model_as_it_was():
     model = Model(backbone('XFormer')).eval()
     before = model.backbone
-    runner = type('R', (), dict(model=model, logger=logging.getLogger()))
+    runner = type('R', (), dict(model=model, hooks=[], logger=logging.getLogger()))
     hook = FastInferenceHook()
     hook.before_test(runner)
     assert model.backbone is not before
@@ -106,6 +108,28 @@ def test_a_test_runs_folded_and_leaves_the_model_as_it_was():
     assert model.backbone is before
     FastInferenceHook(enabled=False).before_test(runner)
     assert model.backbone is before
+
+
+@pytest.mark.parametrize('name', ['VTResNet', 'XFormer'])
+def test_averaged_weights_are_swapped_into_the_model_itself(name):
+    model = Model(backbone(name)).eval()
+    averages = EMAHook()
+    hooks = [averages, FastInferenceHook()]
+    runner = type('R', (), dict(model=model, hooks=hooks, logger=logging.getLogger()))
+    averages.before_run(runner)
+    with torch.no_grad():
+        for parameter in averages.ema_model.module.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    images, trained = torch.randn(1, 3, 64, 64), copy.deepcopy(model)
+    expected = averages.ema_model.module(images)
+
+    hooks[1].before_test(runner)
+    averages.before_test_epoch(runner)
+    torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-3)
+    averages.after_test_epoch(runner)
+    hooks[1].after_test(runner)
+    for found, wanted in zip(model.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_amp_on_a_cpu_is_bfloat16_if_there_are_instructions(monkeypatch):

@@ -3,7 +3,7 @@ import copy
 
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -77,6 +77,8 @@ def _maps(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 class FastInferenceHook(Hook):
     """Tests with `prepare_for_inference` on a CPU, and gives the model back as it was.
 
+    It leaves the model alone where an `EMAHook` swaps other weights in for the test.
+
     Args:
         enabled: False does nothing.
     """
@@ -90,6 +92,9 @@ class FastInferenceHook(Hook):
         if not self.enabled or not hasattr(model, 'backbone'):
             return
         if next(model.parameters()).device.type != 'cpu':
+            return
+        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            runner.logger.info('BatchNorm is not folded, as EMAHook swaps in averaged weights')
             return
         prepared = prepare_for_inference(model)
         if prepared is not model:
