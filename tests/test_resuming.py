@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_training
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
@@ -92,56 +91,6 @@ def test_a_drawn_seed_is_resumed_with_its_order_of_samples(tmp_path):
     (tmp_path / 'whole/iter_12.pth').unlink()
     again, _ = train(tmp_path / 'whole', resume=True, **settings)
     assert again == {step: loss for step, loss in losses.values.items() if step > 9}
-
-
-@pytest.mark.parametrize('by_epoch, first, then', [
-    (True, 2, 4), (True, 4, 2), (False, 2, 4),
-], ids=['larger', 'smaller', 'by iteration'])
-def test_another_batch_size_goes_on_with_the_samples_that_are_left(
-        by_epoch, first, then, tmp_path, monkeypatch):
-    class Samples(Losses):
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            seen.extend(data_batch['inputs'][:, 0].int().tolist())
-
-    def run(folder, batch_size, stop_after=None, **settings):
-        monkeypatch.setattr(small_training, 'BATCH_SIZE', batch_size)
-        small_runner(folder, Samples(stop_after=stop_after), by_epoch=by_epoch,
-                     length=1 if by_epoch else 20 // batch_size,
-                     checkpoint=dict(by_epoch=False, interval=8 // first), **settings).train()
-
-    seen: list[int] = []
-    run(tmp_path / 'whole', then)
-    expected, seen = seen[8:], []
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / 'cut', first, stop_after=8 // first)
-    assert len(seen) == 8
-    seen = []
-    run(tmp_path / 'cut', then, resume=True)
-    # Iterations are counted on, so that only one of five is left.
-    assert seen == (expected if by_epoch else expected[:4])
-
-
-@pytest.mark.parametrize('changed, named', [
-    (dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.02))),
-     'initial_lr of the optimizer: 0.01 (config: 0.02)'),
-    (dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.5))),
-     'weight_decay of the optimizer: 0.01 (config: 0.5)'),
-    (dict(param_scheduler=dict(type='ExponentialLR', gamma=0.5, by_epoch=True)),
-     'gamma of ExponentialLR: 0.9 (config: 0.5)'),
-    (dict(param_scheduler=[dict(type='ExponentialLR', gamma=0.9, by_epoch=True)] * 2),
-     'param_scheduler: 1 in the checkpoint, 2 in the config'),
-    # mmengine lets a schedule end with the training.
-    (dict(length=5), 'end of ExponentialLR: 1 (config: 5)'),
-    (dict(), None),
-])
-def test_settings_that_a_checkpoint_overrides_are_named(changed, named, tmp_path, monkeypatch):
-    small_runner(tmp_path, length=1).train()
-    runner = small_runner(tmp_path, **dict(length=1, resume=True) | changed)
-    warnings: list[str] = []
-    monkeypatch.setattr(runner.logger, 'warning', warnings.append)
-    runner.train()
-    warnings = [line for line in warnings if 'the config' in line]
-    assert len(warnings) == (named is not None) and (not named or named in warnings[0])
 
 
 def test_validation_leaves_no_trace_in_the_training(tmp_path):

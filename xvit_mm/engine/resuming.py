@@ -3,9 +3,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from xvit_mm.checkpoints import CheckpointError
 
@@ -14,6 +14,8 @@ STATE = 'resuming'  # in a checkpoint: random states and position in the data
 # What changes in the course of a training, or does not change its results.
 _NO_SETTINGS = {'params', 'lr', 'momentum', 'betas', 'fused', 'foreach', 'capturable',
                 'differentiable', 'base_values', 'verbose', 'last_step', '_global_step', '_last_value'}
+# In the states of optimizers, what has a value for each of a parameter.
+_LIKE_PARAMETERS = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer', 'square_avg')
 _NEEDED = ('state_dict', 'meta', 'message_hub')
 
 
@@ -59,6 +61,40 @@ def check_training_state(path: str | Path, checkpoint: Mapping[str, Any]) -> Non
             'To start from its weights: --cfg-options load_from=FILE, without --resume')
 
 
+def check_model(path: str | Path, state_dict: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise a CheckpointError if tensors of a checkpoint have other shapes than in the model."""
+    for name, tensor in model.state_dict().items():
+        saved = state_dict.get(name)
+        if isinstance(saved, Tensor) and saved.shape != tensor.shape:
+            raise CheckpointError(
+                f'{path} is of another model: {name} has {_shape(saved)} values there and '
+                f'{_shape(tensor)} here. {_from_weights(path)}')
+
+
+def check_optimizer(path: str | Path, wrapper: OptimWrapper | OptimWrapperDict) -> None:
+    """Raise a CheckpointError if the state that an optimizer has loaded is of other parameters.
+
+    A checkpoint knows parameters by their order alone, and torch does not compare shapes.
+    """
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    for optimizer in (w.optimizer for w in wrappers):
+        for parameter, state in optimizer.state.items():
+            for name in _LIKE_PARAMETERS:
+                saved = state.get(name)
+                if isinstance(saved, Tensor) and saved.shape != parameter.shape:
+                    raise CheckpointError(
+                        f'{path} holds {_shape(saved)} values of {name} for a parameter of '
+                        f'{_shape(parameter)}: its optimizer had the parameters in another order. '
+                        f'{_from_weights(path)}')
+
+
+def other_groups(path: str | Path, error: ValueError) -> CheckpointError:
+    """What an optimizer says to a state with other groups of parameters."""
+    return CheckpointError(
+        f'{path} is of a run with other groups of parameters, as by paramwise_cfg or '
+        f'frozen_stages ({error}). {_from_weights(path)}')
+
+
 def schedule_settings(runner: Runner) -> dict[str, list[Any]]:
     """The settings of optimizer and schedulers that resuming takes from a checkpoint.
 
@@ -83,6 +119,14 @@ def overridden(given: Mapping[str, list[Any]], resumed: Mapping[str, list[Any]])
             saved, wanted = pairs[0]
             others = f', and {len(pairs) - 1} more' if len(pairs) > 1 else ''
             yield f'{name}: {saved!r} (config: {wanted!r}){others}'
+
+
+def _from_weights(path: str | Path) -> str:
+    return f'To train from its weights: --cfg-options load_from={path}, without --resume'
+
+
+def _shape(tensor: Tensor) -> str:
+    return ' x '.join(map(str, tensor.shape)) or '1'
 
 
 def _collect(settings: dict[str, list[Any]], owner: str, values: Mapping[str, Any]) -> None:

@@ -30,8 +30,8 @@ from .hooks.checkpoint import CheckpointHook
 from .loops import resumable_loop
 from .optimizers import fuse_on_cpu
 from .randomness import wrap_dataset
-from .resuming import (STATE, check_training_state, newest_readable, overridden,
-                       schedule_settings)
+from .resuming import (STATE, check_model, check_optimizer, check_training_state, newest_readable,
+                       other_groups, overridden, schedule_settings)
 
 ReviseKeys = Sequence[tuple[str, str]]
 
@@ -88,6 +88,8 @@ class Runner(MMEngineRunner):
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = _unwrapped(self.model)
         state_dict = _revised(checkpoint['state_dict'], revise_keys)
+        if self._is_resuming:
+            check_model(filename, state_dict, model)
         # To compare with a paper, all of its model must be there.
         strict = strict or self._is_testing and str(filename).startswith(f'{SCHEME}://')
         try:
@@ -149,14 +151,20 @@ class Runner(MMEngineRunner):
         """Resume a run; arguments as mmengine's.
 
         Raises:
-            CheckpointError: the file cannot be read, or holds weights only.
+            CheckpointError: the file cannot be read, holds weights only, or is of another model
+                or other groups of parameters.
         """
         given = schedule_settings(self)
         self._is_resuming = True
         try:
             super().resume(filename, *args, **kwargs)
+        except ValueError as error:
+            if 'parameter group' not in str(error):
+                raise
+            raise other_groups(filename, error) from error
         finally:
             self._is_resuming = False
+        check_optimizer(filename, self.optim_wrapper)
         if lines := [*self._other_schedulers, *overridden(given, schedule_settings(self))]:
             self.logger.warning(
                 'the checkpoint goes on with its own settings, in place of these of the config:\n'
