@@ -59,6 +59,20 @@ def test_second_derivatives_are_right():
     assert torch.autograd.gradgradcheck(mlp, x)
 
 
+def test_gradients_of_single_samples():
+    mlp, x = MLP(4, 8), torch.randn(3, 5, 4)
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(mlp, parameters, (sample,)).square().sum()
+
+    parameters = dict(mlp.named_parameters())
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i, sample in enumerate(x):
+        expected = torch.autograd.grad(loss(parameters, sample), parameters.values())
+        for name, grad in zip(parameters, expected):
+            torch.testing.assert_close(found[name][i], grad)
+
+
 @pytest.mark.parametrize('frozen', ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias'])
 def test_what_needs_no_gradient_gets_none(frozen):
     mlp = MLP(4, 8)

@@ -48,6 +48,8 @@ def apply_linear_gelu_linear(first: nn.Linear, gelu: nn.GELU, second: nn.Linear,
 class _Linear(torch.autograd.Function):
     """Linear layer of x or of GELU(x), which keeps x alone for the backward pass."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, activate: bool) -> Tensor:
         x = F.gelu(x) if activate else x
