@@ -13,6 +13,7 @@ from small_models import TINY
 from torch import nn
 
 from xvit_mm.engine import Runner
+from xvit_mm.engine.frozen import compile_frozen
 from xvit_mm.engine.hooks.compile import CompileHook
 from xvit_mm.registry import MODELS
 from xvit_mm.utils.config import ConfigError
@@ -68,13 +69,41 @@ def test_twenty_sizes_take_at_most_two_graphs(name, backend):
 @pytest.mark.parametrize('name', sorted(TINY))
 def test_frozen_weights_give_the_same_maps_of_a_single_image(name):
     model, plain = backbone(name).eval(), backbone(name).eval()
-    with torch._inductor.config.patch(freezing=True):
-        compile_anew(model, 'inductor')
-        for height, width in sizes(3):
-            image = torch.randn(1, 3, height, width)
-            for found, expected in zip(model(image), plain(image)):
-                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    compile_frozen(model, dynamic=True, fullgraph=True)
+    for height, width in sizes(3):
+        image = torch.randn(1, 3, height, width)
+        for found, expected in zip(model(image), plain(image)):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert 1 <= number_of_graphs(model) <= 2
+
+
+def test_frozen_weights_are_constants_and_may_not_change():
+    seen = []
+
+    def backend(graph, inputs, **_):
+        seen.append((torch._inductor.config.freezing, len(inputs)))
+        return graph.forward
+
+    class Layer(nn.Linear):
+
+        def forward(self, x):
+            return super().forward(x)
+
+    model, x = Layer(3, 2).eval(), torch.randn(4, 3)
+    compile_frozen(model, backend=backend)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(model(x), x @ model.weight.T + model.bias)
+        assert seen == [(True, 1)] and not torch._inductor.config.freezing
+        model.weight += 1
+        with pytest.raises(RuntimeError, match='weights have changed'):
+            model(x)
+        compile_frozen(model, backend=backend)
+        torch.testing.assert_close(model(x), x @ model.weight.T + model.bias)
+    assert seen == [(True, 1)] * 2
+    model(x).sum().backward()
+    torch.testing.assert_close(model.weight.grad, x.sum(0).expand(2, -1))
+    assert seen[2:] == [(False, 3)]
 
 
 @pytest.mark.parametrize('name, sizes', [
@@ -212,28 +241,47 @@ class Kept(BaseMetric):
         return {}
 
 
-def test_a_test_is_compiled_with_what_was_folded(tmp_path):
-    cfg = Config(dict(compile=dict(backend='eager')))
+def runner_that_tests(folder: Path, model: BaseModel, metric: BaseMetric, **settings) -> Runner:
+    cfg = Config(settings)
     use_compile(cfg, testing=True)
-    assert cfg.compile == dict(backend='eager')
+    torch._dynamo.reset()
+    return Runner(
+        model, work_dir=str(folder), experiment_name=f'compile_{os.urandom(4).hex()}',
+        test_dataloader=dict(
+            dataset=Images(), batch_size=2, collate_fn=dict(type='default_collate'),
+            sampler=dict(type='DefaultSampler', shuffle=False)),
+        test_cfg=dict(), test_evaluator=[metric], visualizer=dict(type='Visualizer'),
+        custom_hooks=[cfg.default_hooks.compile, dict(type='xvit_mm.FastInferenceHook')],
+        log_level='WARNING', cfg=cfg)
+
+
+@pytest.mark.parametrize('options', [
+    dict(backend='eager'), pytest.param(True, marks=pytest.mark.slow)], ids=str)
+def test_a_test_is_compiled_with_what_was_folded(options, tmp_path):
     torch.manual_seed(0)
     model, kept = Model().eval(), Kept()
     images = torch.stack([Images()[i]['inputs'] for i in range(len(Images()))])
     with torch.no_grad():
         plain = model.backbone(images)[-1]
-    runner = Runner(
-        model, work_dir=str(tmp_path), experiment_name=f'compile_{os.urandom(4).hex()}',
-        test_dataloader=dict(
-            dataset=Images(), batch_size=2, collate_fn=dict(type='default_collate'),
-            sampler=dict(type='DefaultSampler', shuffle=False)),
-        test_cfg=dict(), test_evaluator=[kept], visualizer=dict(type='Visualizer'),
-        custom_hooks=[cfg.default_hooks.compile, dict(type='xvit_mm.FastInferenceHook')],
-        log_level='WARNING', cfg=cfg)
-    torch._dynamo.reset()
+    runner = runner_that_tests(tmp_path, model, kept, compile=options)
+    assert runner.cfg.compile == options
     torch._dynamo.utils.counters.clear()
     runner.test()
     assert torch._dynamo.utils.counters['stats']['unique_graphs']
+    assert model.backbone._compiled_call_impl is None
     torch.testing.assert_close(torch.cat(kept.kept), plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('options, testing, frozen', [
+    (True, True, True), (dict(frozen=False), True, False), (dict(backend='eager'), True, False),
+    (True, False, False)])
+def test_weights_are_frozen_in_tests_alone(options, testing, frozen, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr('xvit_mm.engine.runner.compile_frozen',
+                        lambda model, **options: compiled.append((model, options)))
+    runner = runner_that_tests(tmp_path, Model(), Kept(), compile=options)
+    backbone = runner.compile_backbone(testing=testing)
+    assert compiled == ([(backbone, dict(dynamic=True))] if frozen else [])
 
 
 def test_a_runner_that_cannot_compile_while_testing_is_named():

@@ -9,6 +9,8 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from xvit_mm.engine.frozen import compile_frozen
+from xvit_mm.engine.hooks import prepare_for_inference
 from xvit_mm.utils.config import ConfigError
 
 from . import official_crossformer  # noqa: F401  (registers it)
@@ -19,6 +21,7 @@ VARIANTS = {
     'channels_last': 'as built, channels last',
     'folded': 'convolution and BatchNorm folded, channels last',
     'compiled': 'torch.compile with dynamic shapes',
+    'frozen': 'as tools/test.py --compile: folded if it has BatchNorm, compiled with constant weights',
 }
 CHANNELS_LAST = ('channels_last', 'folded')
 TOLERANCE, AMP_TOLERANCE = 1e-3, 5e-2
@@ -129,6 +132,9 @@ def prepared(model: nn.Module, variant: str, backend: str) -> nn.Module:
     model = model.to(memory_format=memory_format(variant))
     if variant == 'compiled':
         compile_in_place(model, dynamic=True, backend=backend)
+    elif variant == 'frozen':
+        model = prepare_for_inference(model)
+        compile_frozen(model, dynamic=True)
     return model
 
 

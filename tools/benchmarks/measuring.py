@@ -82,7 +82,7 @@ def measurements(
 ) -> dict[str, Any]:
     """The figures of a contender, and their ratios to those of the first."""
     median = statistics.median(contender.times)
-    countable = not contender.is_neck and contender.variant != 'compiled'
+    countable = not contender.is_neck and contender.variant not in ('compiled', 'frozen')
     figures = dict(
         ms=1e3 * median, best_ms=1e3 * min(contender.times),
         # Of the rounds, not of the medians: the turns of one round share the state of the machine.

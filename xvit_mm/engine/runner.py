@@ -26,6 +26,7 @@ from xvit_mm.utils.files import replaced_whole
 from xvit_mm.utils.training_files import TEMPLATES, checkpoints_in
 
 from .data_errors import NamedErrors
+from .frozen import compile_frozen
 from .hooks.checkpoint import CheckpointHook
 from .loops import resumable_loop
 from .optimizers import fuse_on_cpu
@@ -268,21 +269,30 @@ class Runner(MMEngineRunner):
         mmengine compiles a whole step, whose preprocessing, targets and losses break it into pieces
         that depend on the number of objects. Compiled in place, a backbone keeps its names.
         """
-        if not self.compile_backbone():
+        if self.compile_backbone() is None:
             super()._maybe_compile(target)
 
-    def compile_backbone(self) -> bool:
-        """Compile the backbone in place as the config's `compile` says; whether there is one."""
+    def compile_backbone(self, *, testing: bool = False) -> nn.Module | None:
+        """Compile the backbone in place as the config's `compile` says, and return it.
+
+        None if the config does not ask for it, or the model has no backbone. Testing on a CPU makes
+        the weights constants of the graph (`compile_frozen`), unless `compile.frozen` is false.
+        """
         options = self.cfg.get('compile')
         backbone = getattr(_unwrapped(self.model), 'backbone', None)
         if not options or not isinstance(backbone, nn.Module):
-            return False
+            return None
         if backbone._compiled_call_impl is None:
-            options = {} if options is True else dict(options)
-            backbone.compile(**{'dynamic': True, **options})
+            options = {'dynamic': True, **({} if options is True else options)}
+            frozen = options.pop('frozen', True) and options.get('backend', 'inductor') == 'inductor'
+            on_cpu = all(p.device.type == 'cpu' for p in backbone.parameters())
+            if testing and frozen and on_cpu:
+                compile_frozen(backbone, **options)
+            else:
+                backbone.compile(**options)
             self.logger.info(f'{type(backbone).__name__} is compiled at its first images, which '
                              'takes minutes')
-        return True
+        return backbone
 
     def _newest_checkpoint(self) -> Path | None:
         found: list[Any] = [None]

@@ -1,6 +1,7 @@
 """torch.compile while testing."""
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from xvit_mm.registry import HOOKS
 from xvit_mm.utils.config import ConfigError
@@ -13,6 +14,9 @@ class CompileHook(Hook):
     # After FastInferenceHook, which puts another backbone in its place.
     priority = 'LOW'
 
+    def __init__(self) -> None:
+        self._backbone: nn.Module | None = None
+
     def before_test(self, runner: Runner) -> None:
         """Compile the backbone.
 
@@ -22,4 +26,9 @@ class CompileHook(Hook):
         if not hasattr(runner, 'compile_backbone'):
             raise ConfigError(f'{type(runner).__name__} compiles nothing while it tests: choose '
                               "runner_type='xvit_mm.Runner', or test without --compile")
-        runner.compile_backbone()
+        self._backbone = runner.compile_backbone(testing=True)
+
+    def after_test(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Leave the backbone uncompiled: other weights may follow."""
+        if self._backbone is not None:
+            self._backbone._compiled_call_impl, self._backbone = None, None

@@ -1,6 +1,7 @@
 """A pyramid of maps from the two token grids of CrossViT: this package's design, unpublished."""
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..layers import NORM_EPS
@@ -33,7 +34,11 @@ class PyramidLevel(nn.Module):
         x = sum(interpolate(proj(x), (rows, columns), 'bilinear')
                 for proj, x in zip(self.projs, maps))
         height, width = ((n + self.stride - 1) // self.stride for n in size)
-        return self.reduce(x)[..., :height, :width].contiguous()
+        x = self.reduce(x)[..., :height, :width]
+        if is_compiling():
+            # To ask whether it is contiguous would tie the graph to sizes that need no cut.
+            return x.clone(memory_format=torch.contiguous_format)
+        return x.contiguous()
 
 
 class BranchPyramid(nn.Module):
