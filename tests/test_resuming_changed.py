@@ -95,3 +95,16 @@ def test_the_state_of_other_parameters_is_refused():
         else:
             with pytest.raises(CheckpointError, match='file holds 1 x 4 values of exp_avg for a'):
                 check_optimizer('file', OptimWrapperDict(one=OptimWrapper(optimizer)))
+
+
+def test_without_averages_a_run_goes_on_with_the_weights_that_were_trained(tmp_path):
+    runner = small_runner(tmp_path, length=1, ema=True)
+    runner.train()
+    trained = {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
+    averaged = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert not torch.equal(averaged['net.0.weight'], trained['net.0.weight'])
+
+    resumed = small_runner(tmp_path, length=1, resume=True)
+    resumed.train()
+    for name, tensor in resumed.model.state_dict().items():
+        assert torch.equal(tensor, trained[name]), name

@@ -85,6 +85,8 @@ class Runner(MMEngineRunner):
         if self._is_resuming:
             self._check_resumable(filename, checkpoint)
         checkpoint['state_dict'] = find_state_dict(checkpoint)
+        if self._is_resuming and not any(isinstance(hook, EMAHook) for hook in self.hooks):
+            self._undo_averages(checkpoint)
         # Some hooks change the weights here, as EMAHook does when it swaps in the averaged ones.
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = _unwrapped(self.model)
@@ -102,6 +104,16 @@ class Runner(MMEngineRunner):
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}\n{report}'.rstrip())
         return checkpoint
+
+    def _undo_averages(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights that were trained from where EMAHook has put them."""
+        trained = {name.removeprefix('module.'): tensor
+                   for name, tensor in checkpoint.get('ema_state_dict', {}).items()}
+        if trained:
+            self.logger.warning('the checkpoint is of a run with EMAHook and this one has none: it '
+                                'goes on from the weights that were trained, without averages')
+        checkpoint['state_dict'].update(
+            {name: trained[name] for name in checkpoint['state_dict'] if name in trained})
 
     def _begin_averages(self) -> None:
         """Set averaged weights to those of the model; EMAHook itself loads them by name alone."""
