@@ -292,6 +292,24 @@ def test_nothing_is_removed_before_its_successor_stands(tmp_path, monkeypatch):
     assert names(tmp_path) == ['best_acc_epoch_5.pth', 'epoch_5.pth']
 
 
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_weights_of_nan_take_no_checkpoints_place(by_epoch, tmp_path):
+    class Diverges(Losses):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter + 1 == 13:  # shortly before the end of the second epoch
+                runner.model.net[0].weight.data[0, 0] = torch.nan
+
+    settings = dict(by_epoch=by_epoch, length=2 if by_epoch else 14, interval=None if by_epoch else 7,
+                    checkpoint=dict(max_keep_ckpts=1))
+    small_runner(tmp_path, Diverges(), **settings).train()
+    kept = 'epoch_1.pth' if by_epoch else 'iter_7.pth'
+    assert (tmp_path / 'last_checkpoint').read_text() == kept
+    assert [path.name for path in tmp_path.glob('[ei]*_*.pth')] == [kept]
+    losses = Losses()
+    small_runner(tmp_path, losses, resume=True, **settings).train()
+    assert min(losses.values) == 8 and len(list(tmp_path.glob('[ei]*_*.pth'))) == 1
+
+
 def test_the_best_of_several_metrics_are_kept_and_resumed(tmp_path):
     settings = dict(checkpoint=dict(save_best=['acc', 'loss']))
     small_runner(tmp_path, length=2, **settings).train()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_gather_object, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
@@ -24,6 +24,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     It takes the same arguments. What differs:
 
     - Outdated checkpoints, and the previous best one, are removed after the new one is complete.
+    - Weights that hold NaN are not saved, since nothing can be resumed from them.
     - `last_checkpoint` holds a path relative to the work folder, which may be moved or renamed.
     - A checkpoint is written again after the validation that belongs to it, with its metrics.
       Resuming from one that was not validated begins with the validation.
@@ -79,6 +80,10 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._epoch_is_complete = False
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        if _weights_are_nan(runner):
+            runner.logger.warning(f'{self.filename_tmpl.format(step)} is not written: the weights '
+                                  'hold NaN, so the training has diverged')
+            return
         loop = runner.train_loop
         state = loop.random_state() if hasattr(loop, 'random_state') else random_state()
         self._random_states = all_gather_object(state)
@@ -173,6 +178,15 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _is_local(self) -> bool:
         return '://' not in str(self.out_dir)
+
+
+def _weights_are_nan(runner: Runner) -> bool:
+    """Whether a tensor of the first process's model holds NaN, told to all processes."""
+    found = [is_main_process() and any(
+        tensor.is_floating_point() and bool(tensor.isnan().any())
+        for tensor in runner.model.state_dict().values())]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def _size_of(runner: Runner) -> int:
