@@ -77,6 +77,23 @@ def test_frozen_weights_give_the_same_maps_of_a_single_image(name):
     assert 1 <= number_of_graphs(model) <= 2
 
 
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(TINY))
+def test_autocast_takes_at_most_two_graphs(name):
+    model, plain = backbone(name).eval(), backbone(name).eval()
+    compile_anew(model, 'aot_eager')
+    for height, width in sizes(4):
+        images = torch.randn(2, 3, height, width)
+        with torch.autocast('cpu', torch.bfloat16):
+            pairs = list(zip(model(images), plain(images)))
+        for found, expected in pairs:
+            assert found.dtype == expected.dtype
+            found, expected = found.float(), expected.float()
+            assert (found - expected).norm() < 1e-2 * expected.norm()
+    assert 1 <= number_of_graphs(model) <= 2
+
+
 def test_frozen_weights_are_constants_and_may_not_change():
     seen = []
 

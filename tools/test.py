@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument('--as-built', action='store_true',
                         help='on a CPU, do not fold BatchNorm and compute channels last')
     parser.add_argument('--compile', action='store_true',
-                        help='compile the backbone by torch.compile, at the first images')
+                        help='compile the backbone by torch.compile, at the first images; on a CPU '
+                        'with the weights as constants')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     arguments = parser.parse_args()
 

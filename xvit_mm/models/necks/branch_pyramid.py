@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import NORM_EPS
-from ..layers.cache import is_compiling
+from ..layers.cache import is_compiling, is_exporting
 from ..layers.resample import interpolate
 
 
@@ -34,11 +34,13 @@ class PyramidLevel(nn.Module):
         x = sum(interpolate(proj(x), (rows, columns), 'bilinear')
                 for proj, x in zip(self.projs, maps))
         height, width = ((n + self.stride - 1) // self.stride for n in size)
-        x = self.reduce(x)[..., :height, :width]
-        if is_compiling():
-            # To ask whether it is contiguous would tie the graph to sizes that need no cut.
-            return x.clone(memory_format=torch.contiguous_format)
-        return x.contiguous()
+        x = self.reduce(x)
+        if is_compiling() and not is_exporting():
+            # A slice would tie the graph to the sizes at which it leaves out nothing.
+            for axis, n in ((2, height), (3, width)):
+                x = x.index_select(axis, torch.arange(n, device=x.device))
+            return x.contiguous()
+        return x[..., :height, :width].contiguous()
 
 
 class BranchPyramid(nn.Module):
@@ -83,5 +85,7 @@ class BranchPyramid(nn.Module):
         x = (tokens[:, 1:] + readout(tokens[:, :1])).transpose(1, 2)
         # Not unflatten, whose sizes would be constants of an ONNX model.
         x = x.reshape(*x.shape[:2], *grid)
-        # The convolutions of a graph with frozen weights misread a single image of another layout.
-        return x.contiguous() if is_compiling() else x
+        if is_compiling() and not torch.is_grad_enabled():
+            # The convolutions of a graph with frozen weights misread one image of another layout.
+            x = x.contiguous()
+        return x
