@@ -108,7 +108,8 @@ class _Kept:
                 weight is kept and _mark(weight) == mark
                 for weight, kept, mark in zip(weights, self._weights, self._marks)):
             return False
-        return self._values is None or torch.equal(_values(weights), self._values)
+        values = _values(weights)
+        return values is None or self._values is None or torch.equal(values, self._values)
 
     def get(self, key: Hashable, compute: Callable[[], T], max_entries: int) -> T:
         """The value of `compute()` for `key`."""

@@ -1,5 +1,6 @@
 """Dynamic position bias of CrossFormer (arXiv 2108.00154)."""
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,8 @@ class DynamicPositionBias(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, offsets: Tensor) -> Tensor:
-        return self.layers(offsets.to(self.layers[1].weight))
+        norm: Any = self.layers[1]  # the linear layers may be quantised
+        return self.layers(offsets.to(norm.weight))
 
     def is_plain(self) -> bool:
         """Whether the layers are those of the constructor, none wrapped or replaced."""
