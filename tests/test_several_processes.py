@@ -232,3 +232,27 @@ def test_slurm_scripts_take_the_usual_variables(tool, own, passed, tmp_path):
 def test_scripts_without_arguments_say_how_they_are_used(name):
     done = subprocess.run([ROOT / f'tools/{name}.sh'], capture_output=True, text=True)
     assert done.returncode == 2 and f'tools/{name}.sh' in done.stderr
+
+
+ABORTING = '''
+import atexit, ctypes, os
+import torch.distributed as dist
+from xvit_mm.apis.command_line import run_tool
+
+@ctypes.CFUNCTYPE(None)
+def abort():
+    os.abort()
+
+def main():
+    dist.init_process_group('gloo', 'file://{file}', rank=0, world_size=1)
+    atexit.register(print, 'written at exit')
+    ctypes.pythonapi.Py_AtExit(abort)
+
+run_tool(main)
+'''
+
+
+def test_a_complete_run_ends_well_although_threads_of_torch_abort_its_exit(tmp_path):
+    program = ABORTING.format(file=tmp_path / 'group')
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, 'written at exit\n'), done.stderr

@@ -1,5 +1,6 @@
 """What the command-line tools share: options, errors in one line, clean interruption."""
 import argparse
+import atexit
 import errno
 import multiprocessing
 import os
@@ -146,6 +147,7 @@ def run_tool(main: Callable[[], Any], *, resumable: bool = False) -> None:
         main()
         if is_distributed():
             torch.distributed.destroy_process_group()
+            _exit_at_once()
     except KeyboardInterrupt:
         _exit_interrupted(resumable)
     except EXPECTED_ERRORS as error:
@@ -185,6 +187,19 @@ class _Interruption:
             os._exit(128 + number)
         self.came = True
         raise KeyboardInterrupt
+
+
+def _exit_at_once() -> NoReturn:
+    """End one of several processes, with what Python does at its exit but not what C++ does.
+
+    Threads that torch leaves running now and then abort a process that ends ("terminate called
+    without an active exception"). torchrun would report a failure, and stop the other processes
+    while they write their results.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _exit_interrupted(resumable: bool) -> NoReturn:
