@@ -96,23 +96,27 @@ def test_pruned_layers_follow_their_weights(model):
     assert_same_maps(model, expected)
 
 
+def with_doubled(model, *names):
+    """A copy of a model with these parameters of its layers doubled."""
+    copied = copy.deepcopy(model)
+    for _, _, layer in layers_of(copied):
+        for parameter in (getattr(layer, name) for name in names):
+            if parameter is not None:
+                parameter.data.mul_(2)
+    return copied
+
+
 def test_parametrised_layers_have_the_weights_of_their_parametrisation(model):
-    expected = copy.deepcopy(model)
+    expected = with_doubled(model, 'weight')
     for _, _, layer in layers_of(model):
         parametrize.register_parametrization(layer, 'weight', Doubled())
-    for _, _, layer in layers_of(expected):
-        layer.weight.data.mul_(2)
     assert_same_maps(model, expected)
 
 
 def test_adapters_are_called(model):
-    expected = copy.deepcopy(model)
+    expected = with_doubled(model, 'weight', 'bias')
     for parent, name, layer in layers_of(model):
         setattr(parent, name, Adapter(layer))
-    for _, _, layer in layers_of(expected):
-        layer.weight.data.mul_(2)
-        if layer.bias is not None:
-            layer.bias.data.mul_(2)
     assert_same_maps(model, expected)
 
 

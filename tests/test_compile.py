@@ -48,6 +48,15 @@ def number_of_graphs(model: nn.Module) -> int:
     return len(compiler_cache(type(model).forward.__code__))
 
 
+def assert_same_maps(model: nn.Module, plain: nn.Module, *, count: int, batch: int) -> None:
+    """Of a compiled model and one that is not, at some sizes, with at most two graphs."""
+    for height, width in sizes(count):
+        images = torch.randn(batch, 3, height, width)
+        for found, expected in zip(model(images), plain(images)):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert 1 <= number_of_graphs(model) <= 2
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     'backend', ['eager', pytest.param('inductor', marks=pytest.mark.slow)])
@@ -56,12 +65,8 @@ def test_twenty_sizes_take_at_most_two_graphs(name, backend):
     model, plain = backbone(name).eval(), backbone(name).eval()
     compile_anew(model, backend)
     assert list(model.state_dict()) == list(plain.state_dict())
-    for height, width in sizes(20):
-        # With a batch of one, kernels for tiny maps differ from others.
-        images = torch.randn(2, 3, height, width)
-        for found, expected in zip(model(images), plain(images)):
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert 1 <= number_of_graphs(model) <= 2
+    # With a batch of one, kernels for tiny maps differ from others.
+    assert_same_maps(model, plain, count=20, batch=2)
 
 
 @torch.no_grad()
@@ -70,11 +75,7 @@ def test_twenty_sizes_take_at_most_two_graphs(name, backend):
 def test_frozen_weights_give_the_same_maps_of_a_single_image(name):
     model, plain = backbone(name).eval(), backbone(name).eval()
     compile_frozen(model, dynamic=True, fullgraph=True)
-    for height, width in sizes(3):
-        image = torch.randn(1, 3, height, width)
-        for found, expected in zip(model(image), plain(image)):
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert 1 <= number_of_graphs(model) <= 2
+    assert_same_maps(model, plain, count=3, batch=1)
 
 
 @torch.no_grad()

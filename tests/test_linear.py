@@ -149,6 +149,14 @@ def test_another_gelu_stays_what_it_is():
     torch.testing.assert_close(mlp(x), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('amp', [True, False])
+def test_layers_without_bias_are_called(amp):
+    mlp, x = MLP(4, 8), torch.randn(2, MANY, 4)
+    mlp.fc1, mlp.fc2 = nn.Linear(4, 8, bias=False), nn.Linear(8, 4, bias=False)
+    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+        torch.testing.assert_close(mlp(x), mlp.fc2(F.gelu(mlp.fc1(x))))
+
+
 def test_quantized_layers_are_called():
     mlp, x = MLP(16, 32).eval(), torch.randn(3, 16)
     quantized = torch.ao.quantization.quantize_dynamic(mlp, {nn.Linear}, torch.qint8)

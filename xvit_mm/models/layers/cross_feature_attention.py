@@ -68,16 +68,16 @@ class CrossFeatureAttention(nn.Module):
         if isinstance(lengths, Tensor):
             mask = lengths.repeat(x.shape[0], 1)
             sequences = self.mix(qkv.reshape(*mask.shape, qkv.shape[2]), mask)
-            return apply_linear(
-                self.proj, sequences.reshape(*x.shape[:2], self.proj.in_features))
+            out = sequences.reshape(*x.shape[:2], self.proj.in_features)
         # Symbols cannot be compared without fixing the size.
-        if not sizes_are_symbolic() and len(set(lengths)) == 1:
+        elif not sizes_are_symbolic() and len(set(lengths)) == 1:
             # No -1 in these shapes, which would be ambiguous for an empty batch.
             sequences = qkv.reshape(x.shape[0] * len(lengths), lengths[0], qkv.shape[2])
-            return apply_linear(
-                self.proj, self.mix(sequences).reshape(*x.shape[:2], self.proj.in_features))
-        parts = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
-        return apply_linear(self.proj, torch.cat([self.mix(part) for part in parts], dim=1))
+            out = self.mix(sequences).reshape(*x.shape[:2], self.proj.in_features)
+        else:
+            parts = [part for part in qkv.split(list(lengths), dim=1) if part.shape[1]]
+            out = torch.cat([self.mix(part) for part in parts], dim=1)
+        return apply_linear(self.proj, out)
 
     def mix(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
         """[sequences, N, 3 D] to [sequences, N, D]; mask: [sequences, N], False for padding."""

@@ -20,7 +20,7 @@ MANY_TOKENS = 4096
 
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer(x)` for x: [..., C]."""
-    if not _may_be_skipped(layer) or not _convolution_pays(x, layer.weight, layer.bias):
+    if not _may_be_skipped(layer) or not _convolution_pays(x, layer.weight):
         return layer(x)
     return _Linear.apply(x, layer.weight, layer.bias, False)
 
@@ -53,7 +53,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, activate: bool) -> Tensor:
         x = F.gelu(x) if activate else x
-        if not _convolution_pays(x, weight, bias):
+        if not _convolution_pays(x, weight):
             return F.linear(x, weight, bias)
         # Tokens as a map with one row, channels last.
         row = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
@@ -84,10 +84,10 @@ class _Linear(torch.autograd.Function):
 
 
 def _may_be_skipped(layer: nn.Linear) -> bool:
-    return is_plain(layer, nn.Linear) and not has_hooks(layer)
+    return is_plain(layer, nn.Linear) and layer.bias is not None and not has_hooks(layer)
 
 
-def _convolution_pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _convolution_pays(x: Tensor, weight: Tensor) -> bool:
     return (x.device.type == 'cpu' and x.dtype == weight.dtype == torch.float32
-            and bias is not None and not sizes_are_symbolic()
-            and x.numel() >= MANY_TOKENS * x.shape[-1] > 0 and autocast_dtype('cpu') is None)
+            and not sizes_are_symbolic() and autocast_dtype('cpu') is None
+            and x.numel() >= MANY_TOKENS * x.shape[-1] > 0)
